@@ -41,8 +41,11 @@ ROOMS = (
     *("__init__", "testing", "torchao", "names", "bench", "__main__"),
 )
 # Besides public functions, these may have more than PARAMETERS parameters: constructors, Triton
-# kernels, and the operator `backward`, because namernn_fast/ops.py defines the operator's schema.
-MANY_PARAMETERS = re.compile(r".*\.py:(__init__|\w+_kernel)|csrc/library/operators\.cpp:backward")
+# kernels, `RecurrentCell.apply`, which is like the public functions of cells, and the operator
+# `backward`, because namernn_fast/ops.py defines the operator's schema.
+MANY_PARAMETERS = re.compile(
+    r".*\.py:(__init__|\w+_kernel)|.*nn/equation\.py:apply|csrc/library/operators\.cpp:backward"
+)
 # The modules whose `__all__` lists the public functions.
 EXPORTING = (f"{PACKAGE}/__init__.py", f"{PACKAGE}/nn/__init__.py")
 # Functions that only raise errors may compare cells, because torch's messages depend on the cell.

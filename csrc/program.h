@@ -113,6 +113,7 @@ struct Program {
   PassProgram forward;
   PassProgram backward;
   const double* constants;
+  uint64_t digest;  // of the text, to recognise the weights that were prepared for this program
 };
 
 }  // namespace namernn_fast

@@ -178,6 +178,7 @@ def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., 
         call.reset,
         options,
         call.trees,
+        call.cell.program,
     )
     return output, *last
 

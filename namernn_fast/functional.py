@@ -11,7 +11,7 @@ from .call import Arguments, Call, Input, Lengths, normalise
 from .call.dtypes import cast_h
 from .call.layouts import restore
 from .call.options import option_bits
-from .cells import CELLS, CellName, WithOneState, WithTwoStates
+from .cells import CellName, HasCell, WithOneState, WithTwoStates, cell_passed
 
 
 def run(arguments: Arguments, call: Call) -> tuple[Any, Any]:
@@ -57,12 +57,23 @@ def last_state(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@overload
 def last_state(
     input: Tensor | PackedSequence,
     hx: Any,
     weights: Sequence[Tensor],
     *,
-    cell: CellName = "rnn",
+    cell: HasCell,
+    **options: Any,
+) -> Any: ...
+
+
+def last_state(
+    input: Tensor | PackedSequence,
+    hx: Any,
+    weights: Sequence[Tensor],
+    *,
+    cell: CellName | HasCell = "rnn",
     share_prefixes: bool | None = None,
     nonlinearity: str = "tanh",
     bias: bool = True,
@@ -79,14 +90,14 @@ def last_state(
     padding_idx: int | None = None,
     **inputs: Input | None,
 ) -> Any:
-    """Returns only the last states of `rnn()`, `gru()`, `lstm()` or `leaky()`.
+    """Returns only the last states of `rnn()`, `gru()`, `lstm()`, `leaky()` or `cell.apply()`.
 
     In inference the output is not written at all. Sequences of token ids can share the states of
     their common prefixes, in inference and in training: the kernel then computes the trie of the
     batch instead of each sequence.
 
     Args:
-        cell: "rnn", "gru", "lstm" or "leaky".
+        cell: "rnn", "gru", "lstm", "leaky", or a `RecurrentCell`.
         share_prefixes: whether to look for common prefixes: None if this is expected to be faster,
             True always, False never. With True, raises an error if sharing is impossible. The
             kernel shares prefixes only if they make the call faster. Results may differ in their
@@ -105,9 +116,7 @@ def last_state(
             does not have the nonlinearity; projections is True for a cell other than lstm.
         TypeError, ValueError, RuntimeError, IndexError: as in `rnn()`.
     """
-    chosen = CELLS.get(cell)
-    if chosen is None:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
+    chosen = cell_passed(cell)
     if projections and not chosen.can_project:
         raise ValueError(f"projections must be False for cell={cell!r}, got {projections}")
     if nonlinearity not in chosen.nonlinearities:

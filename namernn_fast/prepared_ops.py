@@ -1,7 +1,7 @@
 """The operators of prepared layers, whose weights are packed once for many calls.
 
 Their arguments and results are as in `ops`, except that the prepared tensor replaces the weights in
-`tensors`. Two arguments are new:
+`tensors`. `program` describes the cell if `cell` is `equations.EQUATION`. Two arguments are new:
 
 - prepared: one tensor with the packed weights of all layers, in the dtype of the weights or, with
   INT8, in int8. Its contents depend on the processor that packed the weights.
@@ -32,23 +32,28 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .cells import NUMBERED
+from .equations import find_cell
 from .machine.torch_private import without_python
 
-ops.library.define("prepare(int cell, Tensor[] weights, int[] sizes, int options) -> Tensor")
 ops.library.define(
-    "refresh(Tensor(a!) prepared, int cell, Tensor[] weights, int[] sizes, int options) -> ()"
+    "prepare(int cell, Tensor[] weights, int[] sizes, int options, str? program=None) -> Tensor"
 )
-ops.library.define("unpack(Tensor prepared, int cell, int[] sizes, int options) -> Tensor[]")
+ops.library.define(
+    "refresh(Tensor(a!) prepared, int cell, Tensor[] weights, int[] sizes, int options, "
+    "str? program=None) -> ()"
+)
+ops.library.define(
+    "unpack(Tensor prepared, int cell, int[] sizes, int options, str? program=None) -> Tensor[]"
+)
 ops.library.define(
     "forward_prepared(int cell, Tensor input, Tensor[] tensors, int[] sizes, "
-    "Tensor? sequence_layout, Tensor? reset, int options, int trees) "
+    "Tensor? sequence_layout, Tensor? reset, int options, int trees, str? program=None) "
     "-> (Tensor output, Tensor[] last_states)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ops.library.define(
-    "step(Tensor prepared, Tensor(a!)[] states, Tensor input, Tensor? rows, Tensor[] inputs, "
-    "int options) -> Tensor",
+    "step(int cell, Tensor prepared, Tensor(a!)[] states, Tensor input, Tensor? rows, "
+    "Tensor[] inputs, int options, str? program=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ops.library.define(
@@ -66,10 +71,10 @@ step_directly: Callable[..., bool] = getattr(
     sys.modules.get(f"{ops.NAMESPACE}._C"), "step", lambda *_: False
 )
 """Runs a step without torch's dispatcher, which would take 2 us: step_directly(weights, states,
-last_states, input, output, rows, options, cell, inputs). `weights` lists the prepared tensor or the
-weights of one layer. `states` is empty for zeros. The last states are written to `last_states`, or
-to `states` if `last_states` is None. Pass None for an unwanted `output`. `rows` (a list of
-integers) and `inputs` (a list of tensors) may be None.
+last_states, input, output, rows, options, cell, inputs, program). `weights` lists the prepared
+tensor or the weights of one layer. `states` is empty for zeros. The last states are written to
+`last_states`, or to `states` if `last_states` is None. Pass None for an unwanted `output`. `rows`
+(a list of integers), `inputs` (a list of tensors) and `program` may be None.
 
 Returns False and does nothing if the tensors need an operator. Raises RuntimeError for arguments
 that do not match. Autograd, compilers, modes and profilers do not see the call."""
@@ -89,6 +94,7 @@ class PreparedArguments:
     reset: Tensor | None
     options: int
     trees: int
+    program: str | None = None
 
 
 def _like(prepared: Tensor) -> Tensor:
@@ -105,12 +111,12 @@ def _(*arguments: Any) -> tuple[Any, ...]:
     like = _like(call.tensors[-1])
     rows = layers * ops.directions_of(call.options), ops.batch_size(call)
     output = ops.output_shape(call.input, size_of_h, call.options)
-    sizes = NUMBERED[call.cell].state_sizes(size_of_h, hidden_size)
+    sizes = find_cell(call.cell, call.program).state_sizes(size_of_h, hidden_size)
     return like.new_empty(output), [like.new_empty(*rows, size) for size in sizes]
 
 
 @torch.library.register_fake(f"{ops.NAMESPACE}::step")  # type: ignore[untyped-decorator]
-def _(prepared: Tensor, states: Any, input: Tensor, *_: Any) -> Tensor:
+def _(cell: int, prepared: Tensor, states: Any, input: Tensor, *_: Any) -> Tensor:
     shape = input.shape if ops.has_ids(input) else input.shape[:-1]
     return _like(prepared).new_empty(*shape, states[0].shape[-1])
 

@@ -22,8 +22,7 @@ FUSED = {name: kind.layer for name, kind in EVERY.items()}
 TORCH = {name: kind.nn_layer for name, kind in EVERY.items()}
 CELLS = tuple(KINDS)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-PREPARABLE = tuple(VARIANTS)  # the cells, and an LSTM with projections
-LAYERS = (*PREPARABLE, *EQUATION_KINDS)
+LAYERS = (*VARIANTS, *EQUATION_KINDS)
 FUSED_LAYOUTS = ("lengths", "jagged")  # layouts that torch's layers do not accept
 LAYOUTS = ("dense", "sliced", "packed", "packed unsorted", *FUSED_LAYOUTS)
 # Groups of layouts in which a case has the same rows, and therefore equal results.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from covering import redundant
 from hypothesis import HealthCheck, settings
-from kinds import KINDS, SLOW_KINDS, VARIANTS
+from kinds import EVERY, KINDS, SLOW_KINDS, TRIED_EQUATIONS
 
 from benchmarks.harness.precision import precision_of_products
 from namernn_fast.machine import availability
@@ -69,7 +69,7 @@ def pytest_generate_tests(metafunc):
     if "kind" not in metafunc.fixturenames or given:
         return
     named, drop_in = map(test.get_closest_marker, ("kinds", "drop_in"))
-    kinds = {name: VARIANTS[name] for name in (named.args if named else KINDS)}
+    kinds = {name: EVERY[name] for name in (named.args if named else (*KINDS, *TRIED_EQUATIONS))}
     if drop_in:
         kinds = {name: kind for name, kind in kinds.items() if kind.cell.torch is not None}
     metafunc.parametrize("kind", kinds.values(), ids=kinds)
@@ -78,8 +78,9 @@ def pytest_generate_tests(metafunc):
 @pytest.hookimpl(tryfirst=True)  # add markers before `-m` selects by markers
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        named = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        if not SLOW_KINDS.isdisjoint(str(name).partition("-")[0] for name in named):
+        named = item.callspec.params if hasattr(item, "callspec") else {}
+        is_slow = not SLOW_KINDS.isdisjoint(str(n).partition("-")[0] for n in named.values())
+        if is_slow or getattr(named.get("kind"), "name", None) in TRIED_EQUATIONS:
             item.add_marker(pytest.mark.slow)
     left_out = set(redundant(items, config.option.strength))
     if config.option.strength is None:

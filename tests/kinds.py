@@ -14,7 +14,7 @@ from tested_cells import MODULES, TESTED_CELLS
 import namernn_fast
 from namernn_fast import cells, ops, torch_operators
 from namernn_fast.machine import availability
-from namernn_fast.nn.equation import EquationLayer
+from namernn_fast.nn.equation import EquationCell, EquationLayer, TokenEquationLayer
 
 TRAINED = {"rate": 0.7, "train_rate": True}
 """Options that tests pass to modules that accept them. They give every parameter a gradient, and
@@ -49,6 +49,7 @@ class Kind:
         else:
             self.nn_layer, self.nn_step_module = cell.torch.layer, cell.torch.step_module
         self.run = getattr(namernn_fast, cell.name, None)
+        self.passed: Any = cell.name  # the argument `cell` of functions
         self.gates = cell.gates
         self.has_cell_state = len(cell.states) > 1
         self.bits = 0  # option bits of the operators for layers of this kind
@@ -116,19 +117,26 @@ class Equation(Kind):
 
     def __init__(self, defined: Any, twin: Kind | None):
         self.cell, self.name = defined._cell, defined.__name__
-        self.classes = [EquationLayer]
-        self.layer = self._with_heads(defined.layer)
-        plain_layer = self._with_heads(plain(EquationLayer, cell=self.cell))
-        self.nn_layer = twin.nn_layer if twin else plain_layer
-        self.gates, self.bits, self.run = self.cell.gates, 0, None
+        self.classes = [EquationLayer, EquationCell, TokenEquationLayer]
+        made = defined.layer, defined.step_module, defined.token_layer
+        self.layer, self.step_module, tokens = map(self._with_heads, made)
+        self.tokens = functools.partial(tokens, place=2)
+        self.nn_layer, self.nn_step_module = (
+            self._with_heads(plain(cls, cell=self.cell)) for cls in self.classes[:2]
+        )
+        if twin:
+            self.nn_layer, self.nn_step_module = twin.nn_layer, twin.nn_step_module
+        self.gates, self.bits, self.run = self.cell.gates, 0, defined.apply
+        self.passed = defined
         self.has_cell_state = len(self.cell.states) > 1
 
-    def _with_heads(self, layer: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns `layer`, with two heads where possible if the cell can have heads."""
+    def _with_heads(self, make_module: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns `make_module`, with two heads where possible if the cell can have heads."""
 
-        def make(input_size: int, hidden_size: int, *args: Any, **options: Any) -> Any:
-            heads = {"heads": 2 - hidden_size % 2} if self.cell.can_have_heads else {}
-            return layer(input_size, hidden_size, *args, **(heads | options))
+        def make(*sizes: int, place: int = 1, **options: Any) -> Any:
+            """Makes a module. `place` is the place of hidden_size among the sizes."""
+            heads = {"heads": 2 - sizes[place] % 2} if self.cell.can_have_heads else {}
+            return make_module(*sizes, **(heads | options))
 
         return make
 
@@ -142,6 +150,8 @@ TESTED = {cell.name: Kind(cell) for cell in TESTED_CELLS}
 """The kinds of the cells that only tests have."""
 EQUATION_KINDS = {name: Equation(cell, KINDS.get(twin)) for name, (cell, twin) in TWINS.items()}
 """The kinds of cells that are written as equations."""
+TRIED_EQUATIONS = "gru_equation", "leaky_equation"
+"""The kinds of equations that tests of every kind of layer take, in `make test-all`."""
 SLOW_KINDS = EQUATION_KINDS.keys() - {"gru_equation"}
 """The kinds that only `make test-all` tests, except in tests of equations."""
 EVERY = {**VARIANTS, **TESTED, **EQUATION_KINDS}

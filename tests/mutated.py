@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from equation_cells import TWINS
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from namernn_fast import ops, prepared_ops
 from namernn_fast.cells import CELLS
 
+EQUATIONS = [cell._cell for cell, _ in TWINS.values()]
 HUGE = (2**31, 2**32 + 1, 2**40, 2**52, 2**62, 2**62 + 1, 2**63 - 1)
 NUMBERS = (*HUGE, -1, -2, -(2**31), -(2**63), 0, 1, 2, 3, 5, 64, 255)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -70,7 +72,7 @@ class Stack:
         one_layer = operator == "_C.step" and draw.random() < 0.5
         steps = operator in ("step", "_C.step")
         inference = steps or operator not in ("forward", "backward")
-        self.prepared, self.cell = None, draw.choice([*CELLS.values()])
+        self.prepared, self.cell = None, draw.choice([*CELLS.values(), *EQUATIONS])
         cell = self.cell
         self.dtype = draw.choice(DTYPES)
         self.layers = 1 if one_layer else draw.randint(1, 3)
@@ -179,7 +181,10 @@ class Stack:
 
     def prepare(self):
         """Returns the packed weights."""
-        return prepared_ops.prepare(self.cell.number, self.weights, self.sizes, self.options)
+        cell = self.cell
+        return prepared_ops.prepare(
+            cell.number, self.weights, self.sizes, self.options, cell.program
+        )
 
 
 def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
         return {"options": ops.BIAS | ops.HIGH_PRECISION, **dict.fromkeys(names, 128)}
     stack = Stack(draw, operator)
     cell = {"cell": stack.cell.number}
-    rest = {"sizes": stack.sizes, "options": stack.options}
+    rest = {"sizes": stack.sizes, "options": stack.options, "program": stack.cell.program}
     call = cell | {"input": stack.input}
     rows = {"sequence_layout": stack.sequence_layout, "reset": stack.reset}
     lists = ops.Lists(stack.states, stack.reset_to, stack.inputs, stack.weights)
@@ -202,12 +207,13 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
         lists = lists._replace(weights=[stack.prepare()])
     tensors, options = lists.joined(stack.options)
     rows |= {"options": options, "trees": stack.trees}
+    program = {"program": stack.cell.program}
     call |= {"tensors": [*tensors]}
     match operator:
         case "forward":
-            return call | rows
+            return call | rows | program
         case "backward":
-            output, last, saved = ops.forward(**call, **rows)
+            output, last, saved = ops.forward(**call, **rows, **program)
             grads = [None if draw.random() < 0.2 else torch.randn_like(state) for state in last]
             wanted = [draw.random() < 0.7 and not stack.has_ids]
             for _ in (*stack.states, *stack.reset_to, *stack.inputs):
@@ -216,7 +222,7 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
             results["grad_output"] = None if stack.shares else torch.randn_like(output)
             results |= {"grad_last_states": grads, "wanted": wanted}
             layers = [k for k in range(stack.layers) if draw.random() < 0.7]
-            return call | rows | results | {"want_layers": layers}
+            return call | rows | results | {"want_layers": layers} | program
         case "prepare":
             return cell | {"weights": stack.weights} | rest
         case "refresh":
@@ -224,7 +230,7 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
         case "unpack":
             return {"prepared": stack.prepare()} | cell | rest
         case "forward_prepared":
-            return call | {"sizes": stack.sizes} | rows
+            return call | {"sizes": stack.sizes} | rows | program
     return step_arguments(draw, operator, stack)
 
 
@@ -249,14 +255,15 @@ def step_arguments(draw: random.Random, operator: str, stack: Stack) -> dict[str
     inputs = stack.beside(rows) if draw.random() < 0.5 else []
     if operator == "step":
         places = None if places is None else torch.tensor(places)
-        call = {"prepared": stack.prepare(), "states": states, "input": frame, "rows": places}
-        return call | {"inputs": inputs, "options": stack.options}
+        call = {"cell": stack.cell.number, "prepared": stack.prepare(), "states": states}
+        call |= {"input": frame, "rows": places, "inputs": inputs, "options": stack.options}
+        return call | {"program": stack.cell.program}
     last = None if is_stream else [torch.empty_like(state) for state in states]
     output = torch.empty(*rows, stack.P, dtype=stack.dtype) if is_stream else None
     weights = [stack.prepare()] if prepared else stack.weights
     call = {"weights": weights, "states": states, "last": last, "frame": frame, "output": output}
     call |= {"rows": places, "options": stack.options, "cell": stack.cell.number}
-    return call | {"inputs": inputs or None}
+    return call | {"inputs": inputs or None, "program": stack.cell.program}
 
 
 def corrupted(draw: random.Random, prepared: torch.Tensor) -> tuple[str, torch.Tensor]:
@@ -344,6 +351,9 @@ def mutated(draw: random.Random, name: str, value: Any, options: int) -> tuple[s
     if value is None:
         other = draw.choice((0, [], torch.zeros(3), [torch.zeros(3)], torch.zeros(2, 3) > 0))
         return "given", other
+    if isinstance(value, str):
+        others = (None, "", value[:-9], draw.choice(EQUATIONS).program)
+        return "another program", draw.choice(others)
     value, place = [*value], draw.randrange(len(value) + 1)
     if place == len(value) or draw.random() < 0.3:
         change = draw.choice(("None", "empty", "doubled", "shortened", "a number", "reversed"))

@@ -4,13 +4,18 @@ from namernn_fast import ops, prepared_ops
 from namernn_fast.cells import Cell
 
 
+def described(cell):
+    """Returns the arguments `cell` and `program` of an operator. `cell` is a number or a `Cell`."""
+    return (cell.number, cell.program) if isinstance(cell, Cell) else (cell, None)
+
+
 def arguments(
     cell, input, states, weights, sequence_layout, reset, options, trees, reset_to=(), inputs=()
 ):
     """Returns the arguments of `ops.forward`. `cell` is a number or a `Cell`."""
     tensors, options = ops.Lists(states, reset_to, inputs, weights).joined(options)
-    number, program = (cell.number, [cell.program]) if isinstance(cell, Cell) else (cell, [])
-    return number, input, [*tensors], sequence_layout, reset, options, trees, *program
+    number, program = described(cell)
+    return number, input, [*tensors], sequence_layout, reset, options, trees, program
 
 
 def backward_arguments(
@@ -51,7 +56,8 @@ def backward(*call, **more):
 def prepared_arguments(cell, input, states, prepared, sizes, layout, reset, options, trees):
     """Returns the arguments of `prepared_ops.forward`."""
     tensors, options = ops.Lists(states, (), (), [prepared]).joined(options)
-    return cell, input, [*tensors], sizes, layout, reset, options, trees
+    number, program = described(cell)
+    return number, input, [*tensors], sizes, layout, reset, options, trees, program
 
 
 def forward_prepared(*call):

@@ -97,14 +97,15 @@ std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
                                              const std::vector<int64_t>& sizes,
                                              const OptionalTensor& sequence_layout,
                                              const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees) {
+                                             int64_t trees, const OptionalText& program) {
   const Options options = read_options(bits, trees);
   check(!options.want_saved, "options must not set WANT_SAVED for a prepared layer");
-  const Lists lists = split(cell_of(cell), tensors, options);
+  const std::shared_ptr<const Cell> described = cell_of(cell, program);
+  const Lists lists = split(*described, tensors, options);
   check(lists.weights.size() == 1, "tensors must end with one prepared tensor, got ",
         lists.weights.size());
   const Tensor& prepared = lists.weights[0];
-  Stack stack = check_prepared_stack(cell_of(cell), input, lists.states,
+  Stack stack = check_prepared_stack(*described, input, lists.states,
                                      dtype_of_weights(dtype_of(prepared), options), sizes_of(sizes),
                                      read_batch(input, sequence_layout, reset, options), options);
   set_prepared(stack, prepared);
@@ -116,40 +117,47 @@ std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
 }
 
 // Checks the weights, and returns a Stack with these weights and its batch unset.
-Stack check_layers_to_prepare(int64_t cell, const Tensors& weights,
+Stack check_layers_to_prepare(const Cell& cell, const Tensors& weights,
                               const std::vector<int64_t>& sizes, int32_t dtype,
                               const Options& options) {
-  Stack stack = check_layers(cell_of(cell), sizes_of(sizes), dtype, options);
+  Stack stack = check_layers(cell, sizes_of(sizes), dtype, options);
   set_weights(stack, weights);
   return stack;
 }
 
 Tensor prepare_operator(int64_t cell, const Tensors& weights, const std::vector<int64_t>& sizes,
-                        int64_t bits) {
+                        int64_t bits, const OptionalText& program) {
   check(!weights.empty(), "weights must not be empty");
   const Options options = read_options(bits, 0);
-  return prepare(check_layers_to_prepare(cell, weights, sizes, dtype_of(weights[0]), options));
+  const std::shared_ptr<const Cell> described = cell_of(cell, program);
+  return prepare(
+      check_layers_to_prepare(*described, weights, sizes, dtype_of(weights[0]), options));
 }
 
 void refresh_operator(const Tensor& prepared, int64_t cell, const Tensors& weights,
-                      const std::vector<int64_t>& sizes, int64_t bits) {
+                      const std::vector<int64_t>& sizes, int64_t bits,
+                      const OptionalText& program) {
   const Options options = read_options(bits, 0);
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
-  refresh(check_layers_to_prepare(cell, weights, sizes, dtype, options), prepared);
+  const std::shared_ptr<const Cell> described = cell_of(cell, program);
+  refresh(check_layers_to_prepare(*described, weights, sizes, dtype, options), prepared);
 }
 
 Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<int64_t>& sizes,
-                        int64_t bits) {
+                        int64_t bits, const OptionalText& program) {
   const Options options = read_options(bits, 0);
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
-  Stack stack = check_layers(cell_of(cell), sizes_of(sizes), dtype, options);
+  const std::shared_ptr<const Cell> described = cell_of(cell, program);
+  Stack stack = check_layers(*described, sizes_of(sizes), dtype, options);
   set_prepared(stack, prepared);
   return unpack(stack);
 }
 
-Tensor step_operator(const Tensor& prepared, const Tensors& states, const Tensor& input,
-                     const OptionalTensor& rows, const Tensors& inputs, int64_t bits) {
+Tensor step_operator(int64_t cell, const Tensor& prepared, const Tensors& states,
+                     const Tensor& input, const OptionalTensor& rows, const Tensors& inputs,
+                     int64_t bits, const OptionalText& program) {
   const Options options = read_options(bits, 0);
+  const std::shared_ptr<const Cell> described = cell_of(cell, program);
   check(!states.empty() && states.size() <= size_t(kMostStates), "states must hold 1 to ",
         kMostStates, " tensors, got ", states.size());
   bool on_cpu = prepared.is_cpu() && input.is_cpu() && (!rows || rows->is_cpu());
@@ -164,6 +172,7 @@ Tensor step_operator(const Tensor& prepared, const Tensors& states, const Tensor
   shape.back() = states[0].size(states[0].dim() - 1);
   const Tensor output = empty(shape, dtype_of_weights(dtype_of(prepared), options));
   Step step{};
+  step.cell = described.get();
   step.weights[0] = view_of(prepared);
   step.weight_count = 1;
   step.frame = view_of(frame);

@@ -3,9 +3,12 @@
 #include <Python.h>
 
 #include <new>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "library/arguments/program.h"
 #include "library/inference/step.h"
 
 // DLPack has a stable ABI, but torch hides its header from extensions that use torch's stable ABI.
@@ -109,15 +112,17 @@ int64_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* vi
   return count;
 }
 
-// step(weights, states, last, frame, output, rows, options, cell, inputs): runs a step; see Step.
+// step(weights, states, last, frame, output, rows, options, cell, inputs, program): runs a step;
+// see Step.
 // - weights, states, last: lists of tensors. `last` is None to update the states in place.
 // - output: None for a step module.
 // - rows: a list of integers, or None for all sequences.
 // - inputs: a list of tensors, or None for no inputs besides x.
+// - program: the program of an equation, or None.
 // Returns True, or does nothing and returns False if only the operator accepts these arguments.
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 9 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
-    PyErr_SetString(PyExc_TypeError, "step() takes 9 arguments, the first of them a list");
+  if (count != 10 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
+    PyErr_SetString(PyExc_TypeError, "step() takes 10 arguments, the first of them a list");
     return nullptr;
   }
   static const DLPackExchangeAPI* const exchange = find_exchange();
@@ -150,9 +155,16 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   const int64_t options = PyLong_AsLongLong(args[6]);
   const int64_t cell = PyLong_AsLongLong(args[7]);
+  std::optional<std::string_view> program;
+  if (args[9] != Py_None) {
+    Py_ssize_t length = 0;
+    const char* const text = PyUnicode_AsUTF8AndSize(args[9], &length);
+    if (text) program.emplace(text, size_t(length));
+  }
   if (PyErr_Occurred()) return nullptr;
   const auto run = [&] {
-    step.cell = &cell_of(cell);
+    const std::shared_ptr<const Cell> described = cell_of(cell, program);
+    step.cell = described.get();
     run_step(step, read_options(options, 0));
   };
   if (!run_without_lock(run)) return nullptr;

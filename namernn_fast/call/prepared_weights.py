@@ -50,7 +50,7 @@ class PreparedWeights:
         vocabulary, features = (first[0], 0) if has_table else (0, first[1])
         heads = ops.heads_of(cell, weights, hidden)
         sizes = [layers, features, hidden, vocabulary, projected, heads]
-        tensor = prepared_ops.prepare(cell.number, weights, sizes, options)
+        tensor = prepared_ops.prepare(cell.number, weights, sizes, options, cell.program)
         return cls(tensor, cell, sizes, options, [without_memory(weight) for weight in weights])
 
     def run_simple(self, input: Tensor, hx: Any) -> Any:
@@ -92,7 +92,7 @@ class PreparedWeights:
             options |= ops.STATES
         try:
             output, last = prepared_ops.forward_untraced(
-                cell.number, input, tensors, sizes, None, None, options, 0
+                cell.number, input, tensors, sizes, None, None, options, 0, cell.program
             )
         except (RuntimeError, TypeError):
             return None
@@ -117,15 +117,19 @@ class PreparedWeights:
 
     def refresh(self, weights: Sequence[Tensor]) -> None:
         """Packs other weights of the same shapes and dtypes into the same memory."""
-        prepared_ops.refresh(self.tensor, self.cell.number, weights, self.sizes, self.options)
+        cell = self.cell
+        prepared_ops.refresh(
+            self.tensor, cell.number, weights, self.sizes, self.options, cell.program
+        )
 
     def unpack(self) -> list[Tensor]:
         """Returns copies of the weights, with an empty tensor for a table.
 
         The copies equal the original weights, or with INT8 the rounded weights.
         """
-        weights = prepared_ops.unpack(self.tensor, self.cell.number, self.sizes, self.options)
-        return weights  # type: ignore[no-any-return]
+        return prepared_ops.unpack(  # type: ignore[no-any-return]
+            self.tensor, self.cell.number, self.sizes, self.options, self.cell.program
+        )
 
 
 def without_memory(tensor: Tensor) -> Tensor:

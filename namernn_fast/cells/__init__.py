@@ -4,7 +4,7 @@
 cell, except to repeat torch's wording in errors.
 """
 
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 
@@ -23,8 +23,10 @@ __all__ = [
     "VANILLA",
     "Cell",
     "CellName",
+    "HasCell",
     "called_with",
     "cell_of",
+    "cell_passed",
 ]
 
 NUMBERED: list[Cell] = [VANILLA, GRU, LSTM, LEAKY]
@@ -35,6 +37,25 @@ WithOneState: TypeAlias = Literal["rnn", "gru"]
 WithTwoStates: TypeAlias = Literal["lstm", "leaky"]
 CellName: TypeAlias = Literal[WithOneState, WithTwoStates]
 """The name of a cell, as users pass it."""
+
+
+class HasCell(Protocol):
+    """A cell that a user wrote as an equation, as users pass it: a `namernn_fast.RecurrentCell`."""
+
+    _cell: Cell
+
+
+def cell_passed(cell: CellName | HasCell) -> Cell:
+    """Returns the cell that a user passes as an argument `cell`.
+
+    Raises:
+        ValueError: the argument is neither a cell's name nor a `RecurrentCell`.
+    """
+    found = CELLS.get(cell) if isinstance(cell, str) else getattr(cell, "_cell", None)
+    if not isinstance(found, Cell):
+        names = ", ".join(CELLS)
+        raise ValueError(f"cell must be one of {names}, or a recurrent_cell, got {cell!r}")
+    return found
 
 
 def cell_of(layer: torch.nn.Module) -> Cell:

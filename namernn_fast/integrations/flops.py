@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import ops, prepared_ops
-from ..cells import NUMBERED
+from ..equations import find_cell
 from .deferred import when_imported
 
 
@@ -64,7 +64,7 @@ def _forward_prepared(*arguments: Any, **kwargs: Any) -> int:
     call = prepared_ops.PreparedArguments(*arguments)
     layers, input_size, hidden_size, _, size, heads = call.sizes
     shapes = ops.parameters_and_shapes(
-        NUMBERED[call.cell],
+        find_cell(call.cell, call.program),
         call.options,
         layers=layers,
         features=input_size,

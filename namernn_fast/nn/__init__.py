@@ -4,7 +4,7 @@ from ..integrations.compile import allow_tracing
 from ..integrations.flops import count_flops
 from ..integrations.fx import make_leaves
 from .base.layer import FusedLayer
-from .equation import EquationLayer, RecurrentCell, recurrent_cell
+from .equation import EquationCell, EquationLayer, RecurrentCell, TokenEquationLayer, recurrent_cell
 from .explaining import explain
 from .gru import FusedGRU, FusedGRUCell, TokenGRU
 from .inference.prepared import PreparedCell, PreparedLayer
@@ -16,6 +16,7 @@ from .vanilla import FusedRNN, FusedRNNCell, TokenRNN
 from .weights import CLASSES
 
 __all__ = [
+    "EquationCell",
     "EquationLayer",
     "FusedGRU",
     "FusedGRUCell",
@@ -29,6 +30,7 @@ __all__ = [
     "PreparedLayer",
     "RecurrentCell",
     "Stream",
+    "TokenEquationLayer",
     "TokenGRU",
     "TokenLSTM",
     "TokenLeakyRNN",

@@ -1,18 +1,23 @@
-"""`recurrent_cell` makes a cell of an equation; `EquationLayer` is the layer of such a cell."""
+"""`recurrent_cell` makes a cell of an equation; the other classes are the modules of such cells."""
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.types import Device
 
+from ..call import Arguments, Input, Lengths, normalise
+from ..call.options import option_bits
 from ..cells import Cell
 from ..equations import Program, cell_of_program, initial_values
+from ..functional import run
 from .base.layer import CustomLayer
+from .base.step_module import CustomStepModule
+from .base.token_layer import TokenLayer
 from .weights import arguments_of
 
 Initial = float | Sequence[float] | Tensor | None
@@ -65,26 +70,103 @@ class EquationLayer(CustomLayer[Any]):
         arguments = arguments_of(locals())
         del arguments["cell"], arguments["own"]
         self.__dict__["_cell"] = cell
-        options: dict[str, Any] = {parameter.name: None for parameter in cell.own}
-        options |= {f"train_{parameter.name}": True for parameter in cell.own}
-        options |= {"heads": 1} if cell.can_have_heads else {}
-        if unknown := own.keys() - options.keys():
-            raise TypeError(f"a {cell.name} layer takes no argument {min(unknown)!r}")
-        super().__init__(**arguments, **(options | own))
+        super().__init__(**arguments, **_own_options(cell, own))
 
     def extra_repr(self) -> str:
         """Returns the name of the cell and the options, for `repr`."""
         return f"{self._cell.name}, {super().extra_repr()}"
 
-    def prepare(self, dtype: torch.dtype | None = None) -> NoReturn:
-        """Raises RuntimeError, because prepared layers do not support equations."""
-        raise RuntimeError("prepared layers do not support the cells of equations: call the layer")
+
+class EquationCell(CustomStepModule[Any]):
+    """One step of an `EquationLayer`; `RecurrentCell.step_module` makes it.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in `FusedGRUCell`.
+        cell, own: as in `EquationLayer`.
+
+    Example:
+        >>> @recurrent_cell(gates=1, states=2, weight_hh=False)
+        ... def average(x, h, c):
+        ...     c = 0.9 * c + 0.1 * x[0]
+        ...     return torch.tanh(c), c
+        >>> cell = average.step_module(8, 16)
+        >>> h, c = cell(torch.randn(3, 8))
+        >>> h.shape, c.shape
+        (torch.Size([3, 16]), torch.Size([3, 16]))
+    """
+
+    _cell: Cell = None  # type: ignore[assignment]  # each module has its own
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        cell: Cell,
+        **own: Any,
+    ) -> None:
+        self.__dict__.update(_cell=cell, _names=self._names_for(cell))
+        super().__init__(
+            input_size, hidden_size, bias, device=device, dtype=dtype, **_own_options(cell, own)
+        )
+
+    def extra_repr(self) -> str:
+        """Returns the name of the cell and the options, for `repr`."""
+        return f"{self._cell.name}, {super().extra_repr()}"
+
+
+class TokenEquationLayer(TokenLayer[Any]):
+    """An `nn.Embedding` followed by an `EquationLayer`; `RecurrentCell.token_layer` makes it.
+
+    Works like `TokenGRU`.
+
+    Args:
+        num_embeddings, input_size, padding_idx: as in `TokenGRU`.
+        sizes, options: hidden_size and all options, as in `EquationLayer`.
+        cell: as in `EquationLayer`.
+
+    Example:
+        >>> @recurrent_cell(gates=1)
+        ... def rectified(x, u, h):
+        ...     return torch.relu(x[0] + u[0])
+        >>> model = rectified.token_layer(31, 8, 16, padding_idx=0)
+        >>> model.last_state(torch.randint(1, 31, (5, 3))).shape
+        torch.Size([1, 3, 16])
+    """
+
+    rnn: EquationLayer
+    _cell: Cell = None  # type: ignore[assignment]  # each model has its own
+    _layer_class = EquationLayer
+
+    def __init__(
+        self, num_embeddings: int, input_size: int, *sizes: Any, cell: Cell, **options: Any
+    ) -> None:
+        self.__dict__["_cell"] = cell
+        super().__init__(num_embeddings, input_size, *sizes, cell=cell, **options)
+
+
+def _own_options(cell: Cell, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a constructor that only this cell has, with defaults added.
+
+    Raises:
+        TypeError: an argument that is given is not one of them.
+    """
+    options: dict[str, Any] = {parameter.name: None for parameter in cell.own}
+    options |= {f"train_{parameter.name}": True for parameter in cell.own}
+    options |= {"heads": 1} if cell.can_have_heads else {}
+    if unknown := given.keys() - options.keys():
+        raise TypeError(f"a {cell.name} module takes no argument {min(unknown)!r}")
+    return options | {**given}
 
 
 class RecurrentCell:
     """A cell that a function of one step defines; `recurrent_cell` makes it.
 
-    Calling it calls the function.
+    Calling it calls the function. A pickle refers to it by its name, as to a function; modules with
+    this cell do not need it, because they contain its program.
 
     Attributes:
         program: what kernels run, a readable text.
@@ -101,18 +183,77 @@ class RecurrentCell:
             for p in described.parameters
         )
         self._cell = replace(described, parameters=parameters)
-        self.__name__, self.__doc__ = program.name, step.__doc__
+        functools.update_wrapper(self, step)
+
+    def __reduce__(self) -> str:
+        return self.__qualname__  # type: ignore[attr-defined,no-any-return]
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Computes one step with the function itself."""
         return self._step(*arguments, **keywords)
 
     def __repr__(self) -> str:
-        return f"<recurrent cell {self.__name__}>"
+        return f"<recurrent cell {self._cell.name}>"
 
     def layer(self, *sizes: Any, **options: Any) -> EquationLayer:
-        """Returns a layer with this cell. The arguments are those of `EquationLayer`."""
+        """Returns a layer with this cell. Takes the arguments of `EquationLayer` except cell."""
         return EquationLayer(*sizes, cell=self._cell, **options)
+
+    def step_module(self, *sizes: Any, **options: Any) -> EquationCell:
+        """Returns a module for one step. Takes the arguments of `EquationCell` except cell."""
+        return EquationCell(*sizes, cell=self._cell, **options)
+
+    def token_layer(self, *sizes: Any, **options: Any) -> TokenEquationLayer:
+        """Returns a token layer. Takes the arguments of `TokenEquationLayer` except cell."""
+        return TokenEquationLayer(*sizes, cell=self._cell, **options)
+
+    def apply(
+        self,
+        input: Input,
+        hx: Any,
+        weights: Sequence[Tensor],
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        training: bool = False,
+        batch_invariant: bool = False,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        reset_to: Any = None,
+        embedding: Tensor | None = None,
+        padding_idx: int | None = None,
+        **inputs: Input | None,
+    ) -> tuple[Input, Any]:
+        """Applies this cell to sequences, in one or more layers, as `gru()` does.
+
+        Args:
+            input, bias, .., padding_idx: as in `gru()`.
+            hx: the initial states, each shaped like hx of `gru()`: a tensor if the cell has one
+                state, otherwise a tuple; None for zeros.
+            weights: the parameters of each direction of each layer, in the order of
+                `EquationLayer.state_dict`.
+            inputs: the cell's inputs, by name, as in a call of the layer.
+
+        Returns:
+            output, and the last states, structured like hx.
+
+        Raises:
+            TypeError, ValueError, IndexError, RuntimeError: as in `gru()`.
+        """
+        options = option_bits(
+            self._cell,
+            weights,
+            nonlinearity="tanh",
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            batch_invariant=batch_invariant,
+        )
+        arguments = Arguments(input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs)
+        call = normalise(arguments, self._cell, weights, options, dropout * training)
+        return run(arguments, call)
 
 
 def _init_of(values: Initial) -> Callable[[Any, int], Tensor] | None:
@@ -193,4 +334,4 @@ def recurrent_cell(
     return define
 
 
-__all__ = ["EquationLayer", "RecurrentCell", "recurrent_cell"]
+__all__ = ["EquationCell", "EquationLayer", "RecurrentCell", "TokenEquationLayer", "recurrent_cell"]

@@ -85,7 +85,7 @@ class Calls:
         for module in (layer, tokens, cell):
             module.requires_grad_(False)
         self.weights = {f"weight{i}": weight.data for i, weight in enumerate(layer.parameters())}
-        last_state = functools.partial(namernn_fast.last_state, cell=kind.name)
+        last_state = functools.partial(namernn_fast.last_state, cell=kind.passed)
 
         def with_noise(arguments, features, rows=(T, B)):
             has_noise = bool(kind.cell.inputs)

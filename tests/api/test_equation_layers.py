@@ -1,15 +1,16 @@
 """Tests layers and definitions of cells that are written as equations."""
 
 import copy
+import functools
 import pickle
 
 import pytest
 import torch
 from equation_cells import MORE, TWINS, gru_equation, leaky_equation
-from kinds import EVERY, needs_extension
+from kinds import EVERY, map_states, needs_extension, tensors_in
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from namernn_fast import EquationLayer, explain, recurrent_cell
+from namernn_fast import EquationLayer, explain, last_state, recurrent_cell
 
 CELLS = [*TWINS, *MORE]
 
@@ -36,6 +37,89 @@ def test_copies_and_pickles_compute_the_same(cell, path):
         for parameter in layer._cell.own:
             name = f"{parameter.name}_l0"
             assert torch.equal(other.get_parameter(name), layer.get_parameter(name))
+
+
+def inputs_of(cell, *rows):
+    """Returns an input of each kind for the cell, with rows of this shape."""
+    sizes = [1 if each.is_number else 8 for each in EVERY[cell].cell.inputs]
+    names = EVERY[cell].cell.input_names
+    return {name: torch.randn(*rows, size) for name, size in zip(names, sizes, strict=True)}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_all_modules_compute_what_the_layer_computes(cell, dtype, path):
+    """Prepared layers, streams, step modules, token layers and `apply`, of any cell."""
+    kind = EVERY[cell]
+    layer = kind.layer(3, 8, num_layers=2, dtype=dtype).requires_grad_(False)
+    embedding, ids = torch.randn(9, 3).to(dtype), torch.randint(9, (5, 2))
+    x = embedding[ids]
+    inputs = {name: value.to(dtype) for name, value in inputs_of(cell, 5, 2).items()}
+    wanted, last = layer(x, **inputs)
+    close = functools.partial(torch.testing.assert_close, rtol=0.02, atol=0.02)
+    if dtype != torch.bfloat16:
+        close = torch.testing.assert_close
+    prepared, stream = layer.prepare(), layer.prepare().stream(2)
+    close(prepared(x, **inputs), (wanted, last))
+    frames = [
+        stream(frame, **{name: value[t] for name, value in inputs.items()})
+        for t, frame in enumerate(x)
+    ]
+    close(torch.stack(frames), wanted)
+    states = [state.to(dtype) for state in tensors_in(stream.states)]
+    close(states, [*tensors_in(last)])
+    close(kind.run(x, None, [*layer.parameters()], **inputs), (wanted, last))
+    tokens = kind.tokens(9, 3, 8, num_layers=2, dtype=dtype).requires_grad_(False)
+    tokens.rnn.load_state_dict(layer.state_dict())
+    tokens.embedding.weight.copy_(embedding)
+    for model in (tokens, tokens.prepare()):
+        close(model(ids), layer(x))
+        close(model.last_state(ids), layer(x)[1])
+    close(
+        last_state(ids, None, [*layer.parameters()], cell=kind.passed, embedding=embedding),
+        layer(x)[1],
+    )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_step_modules_compute_the_first_step_of_a_layer(cell, path):
+    layer, step = EVERY[cell].layer(3, 8), EVERY[cell].step_module(3, 8)
+    step.load_state_dict({n.removesuffix("_l0"): w for n, w in layer.state_dict().items()})
+    x, inputs = torch.randn(1, 2, 3), inputs_of(cell, 1, 2)
+    hx = EVERY[cell].states(torch.randn, 1, 2, 8)
+    wanted = [*tensors_in(layer(x, hx, **inputs)[1])]
+    of_step = {name: value[0] for name, value in inputs.items()}
+    with torch.no_grad():
+        for module in (step, step.prepare()):
+            states = module(x[0], map_states(hx, lambda state: state[0]), **of_step)
+            torch.testing.assert_close([*tensors_in(states)], [state[0] for state in wanted])
+    assert "EquationCell" in repr(step)
+    assert EVERY[cell].cell.name in repr(step)
+
+
+@needs_extension
+def test_weights_prepared_for_another_program_are_rejected():
+    """Programs of the same sizes must not share weights, because that would mix two models up."""
+
+    def plus(x, u, h):
+        return torch.tanh(x[0] + u[0])
+
+    def minus(x, u, h):
+        return torch.tanh(x[0] - u[0])
+
+    minus.__name__ = "plus"
+    ours, theirs = (recurrent_cell(gates=1)(step).layer(3, 8).prepare() for step in (plus, minus))
+    with pytest.raises(ValueError, match="layer must be like the prepared"):
+        ours.refresh(theirs.restore())
+    ours._panels.tensor = theirs._panels.tensor
+    calls = (ours, torch.randn(5, 2, 3)), (ours.stream(2), torch.randn(2, 3))
+    for module, x in calls:
+        with torch.no_grad(), pytest.raises(RuntimeError, match="prepared must come from"):
+            module(x)
+
+
+def test_a_cell_is_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(gru_equation)) is gru_equation
 
 
 def test_initial_values_of_parameters_can_be_chosen():
@@ -80,11 +164,9 @@ def test_names_that_layers_use_are_rejected(name):
 
 def test_what_equations_do_not_support_is_an_error():
     layer = gru_equation.layer(3, 8)
-    with pytest.raises(RuntimeError, match="prepared layers do not support the cells of equations"):
-        layer.prepare()
     with pytest.raises(RuntimeError, match="TorchScript cannot compile a gru_equation"):
         torch.jit.script(layer)
-    with pytest.raises(TypeError, match="a gru_equation layer takes no argument 'rate'"):
+    with pytest.raises(TypeError, match="a gru_equation module takes no argument 'rate'"):
         gru_equation.layer(3, 8, rate=0.5)
     with pytest.raises(TypeError, match="a call of a gru_equation takes no argument 'lateral'"):
         layer(torch.randn(5, 2, 3), lateral=torch.randn(5, 2, 8))

@@ -206,6 +206,7 @@ def test_step_module_rejects_an_unknown_nonlinearity():
     ],
     ids=str,
 )
+@pytest.mark.kinds(*KINDS)
 def test_constructor_errors_match_torchs_layer(kind, arguments, options):
     wanted = message(lambda: kind.nn_layer(*arguments, **options))
     assert message(lambda: kind.layer(*arguments, **options)) == wanted
@@ -233,7 +234,10 @@ def test_positional_arguments_match_torchs_layer(kind):
 
 def test_unknown_cells_are_rejected():
     gru, weights = FusedGRU(4, 5), [*FusedGRU(4, 5).parameters()]
-    with pytest.raises(ValueError, match="cell must be one of rnn, gru, lstm, leaky, got 'sru'"):
+    with pytest.raises(
+        ValueError,
+        match="cell must be one of rnn, gru, lstm, leaky, or a recurrent_cell, got 'sru'",
+    ):
         last_state(X, None, weights, cell="sru")
     with pytest.raises(ValueError, match="nonlinearity must be tanh for cell='gru', got 'relu'"):
         last_state(X, None, weights, cell="gru", nonlinearity="relu")

@@ -9,6 +9,7 @@ import pickle
 import operators
 import pytest
 import torch
+from equation_cells import leaky_equation
 from kinds import KINDS, flat
 from layouts import check_derivatives
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -251,8 +252,9 @@ def test_torchscript_and_onnx_raise_errors_with_a_reason(tmp_path):
     with torch.no_grad():
         traced = torch.jit.trace(layer, (x,))
         torch.testing.assert_close(traced(x[:3])[0], layer(x[:3])[0])
-    with pytest.raises(Exception, match="ONNX has no leaky layer"):
-        torch.onnx.export(layer, (x,), tmp_path / "leaky.onnx", dynamo=True)
+    for other in (layer, leaky_equation.layer(D, H)):
+        with pytest.raises(Exception, match=f"ONNX has no {other._cell.name} layer"):
+            torch.onnx.export(other, (x,), tmp_path / "leaky.onnx", dynamo=True)
 
 
 def test_leaky_modules_can_be_explained_prepared_and_restored():

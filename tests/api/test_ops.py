@@ -45,7 +45,7 @@ def stack_arguments(
     options = ops.BIAS | ops.WANT_SAVED | kind.bits
     options |= {"packed": ops.PACKED, "jagged": ops.JAGGED}.get(layout, 0)
     options |= (ops.BIDIRECTIONAL if bidirectional else 0) | (ops.BATCH_FIRST if batch_first else 0)
-    return kind.cell.number, x, states, parameters, sequence_layout, reset, options
+    return kind.cell, x, states, parameters, sequence_layout, reset, options
 
 
 def forward_checks(layout, with_hx):
@@ -202,7 +202,7 @@ def states_of(kind):
 
 def good(kind):
     """Returns valid arguments of the forward operator."""
-    call = {"cell": kind.cell.number, "input": X, "states": [], "weights": weights_of(kind)}
+    call = {"cell": kind.cell, "input": X, "states": [], "weights": weights_of(kind)}
     rows = {"sequence_layout": None, "reset": None}
     rows |= {"options": ops.BIAS | ops.WANT_SAVED | kind.bits, "trees": 0}
     return call | rows | {"reset_to": [], "inputs": []}
@@ -370,7 +370,7 @@ def test_the_operators_reject_invalid_projections():
     number, x, states, weights, _, _, options = stack_arguments(VARIANTS["projected"], "padded")
     weight_ih, weight_hh, *biases, weight_hr = weights
     for call, text in (
-        ((KINDS["gru"].cell.number, x, states[:1], weights), "PROJECTIONS for the GRU cell"),
+        ((KINDS["gru"].cell, x, states[:1], weights), "PROJECTIONS for the GRU cell"),
         ((number, x, states[::-1], weights), r"hx must have shape \(1, 3, 3\), got \(1, 3, 6\)"),
         (
             (number, x, states, [weight_ih, weight_hh, *biases, weight_hr.T]),

@@ -424,9 +424,10 @@ def test_fx_treats_prepared_modules_as_leaves(made):
 def test_prepare_rejects_hooks_and_replaced_forwards(kind):
     hooked = kind.layer(6, 20)
     hooked.register_forward_hook(lambda *_: None)
-    with pytest.raises(RuntimeError, match=f"cannot take this {kind.cell.layer}: it has hooks"):
+    with pytest.raises(RuntimeError, match=f"this {kind.classes[0].__name__}: it has hooks"):
         hooked.prepare()
-    other = type("Other", (kind.classes[0],), {"forward": lambda self, x: x})(6, 20)
+    other = kind.layer(6, 20)
+    other.__class__ = type("Other", (type(other),), {"forward": lambda self, x: x})
     with pytest.raises(RuntimeError, match="the class Other has a different forward"):
         other.prepare()
     model = kind.tokens(9, 6, 20)
@@ -575,7 +576,7 @@ def test_batch_invariance_can_be_set(kind, made, form, dtype):
         assert each.batch_invariant
         assert each._panels.call_options() & ops.BATCH_INVARIANT
         assert not each._panels.has_table
-        with pytest.raises(AttributeError, match=r"got batch_first: prepare another (Fused|Token)"):
+        with pytest.raises(AttributeError, match=r"got batch_first: prepare another \w+"):
             each.batch_first = False
     with torch.no_grad(), pytest.raises(RuntimeError, match="make a new stream"):
         stream(torch.randn(2, 6))
@@ -607,8 +608,9 @@ def test_explain_names_packed_weights(made, form):
 PICKLE = """
 import pickle, sys, torch, namernn_fast
 torch.manual_seed(0)
-layer = getattr(namernn_fast, sys.argv[2])(6, 20, 2, bidirectional=True)
-prepared, x = layer.prepare(eval(sys.argv[3])), torch.randn(5, 3, 6)
+with open(sys.argv[1] + ".layer", "rb") as file:
+    layer = pickle.load(file)
+prepared, x = layer.prepare(eval(sys.argv[2])), torch.randn(5, 3, 6)
 program = torch.export.export(prepared, (x,))
 torch.export.save(program, sys.argv[1] + ".pt2")
 with open(sys.argv[1], "wb") as file:
@@ -621,7 +623,9 @@ with open(sys.argv[1], "wb") as file:
 def test_saved_files_work_on_other_instruction_sets(kind, dtype, tmp_path, run_program):
     """8-bit results differ slightly: kernels round states, but exported programs do not."""
     path, options = tmp_path / "prepared", {"cwd": tmp_path, "ATEN_CPU_CAPABILITY": "default"}
-    run_program("-c", PICKLE, path, kind.cell.layer, dtype, **options)
+    layer = kind.layer(6, 20, 2, bidirectional=True)
+    path.with_suffix(".layer").write_bytes(pickle.dumps(layer))
+    run_program("-c", PICKLE, path, dtype, **options)
     prepared, x, wanted = pickle.loads(path.read_bytes())
     assert prepared.dtype == dtype
     tolerance = {} if dtype is None else {"atol": 0.01, "rtol": 0}

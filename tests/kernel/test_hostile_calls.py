@@ -73,8 +73,8 @@ def test_wrong_sizes_of_prepared_weights_are_rejected(sizes, text):
             call()
     output = torch.empty(2, 3, 5)
     with pytest.raises(RuntimeError, match="prepared must come from"):
-        prepared_ops.step(prepared, states, frame, None, (), ops.BIAS)
-    step = [prepared], states, None, frame, output, None, ops.BIAS, number, None
+        prepared_ops.step(number, prepared, states, frame, None, (), ops.BIAS)
+    step = [prepared], states, None, frame, output, None, ops.BIAS, number, None, None
     with pytest.raises(RuntimeError, match="prepared must come from"):
         prepared_ops.step_directly(*step)
 
@@ -84,7 +84,7 @@ def direct_step(**changes):
     state = torch.zeros(2, 5)
     call = {"weights": WEIGHTS, "states": [state], "last": [state.clone()]}
     call |= {"frame": torch.zeros(2, 4), "output": None, "rows": None}
-    call |= {"options": ops.BIAS, "cell": CELL.number, "inputs": None} | changes
+    call |= {"options": ops.BIAS, "cell": CELL.number, "inputs": None, "program": None} | changes
     return prepared_ops.step_directly(*call.values())
 
 
@@ -103,9 +103,10 @@ def test_steps_reject_extra_inputs_of_the_wrong_shape_or_dtype():
     for kind in KINDS.values():
         panels = kind.layer(4, 5).requires_grad_(False).prepare()._panels
         states, frame = [torch.zeros(1, 2, 5) for _ in kind.cell.states], torch.zeros(2, 4)
+        number, options = kind.cell.number, panels.options
         for inputs in ([torch.zeros(2, 4)], [torch.zeros(2, 5).double()], [torch.zeros(2, 5)] * 2):
             with pytest.raises(RuntimeError, match=r"must have (shape|the dtype)|must hold"):
-                prepared_ops.step(panels.tensor, states, frame, None, inputs, panels.options)
+                prepared_ops.step(number, panels.tensor, states, frame, None, inputs, options)
 
 
 def test_direct_steps_accept_rows_only_as_a_list_of_integers():

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import operators
 import pytest
 import torch
-from cases import CELLS, DTYPES, FUSED, PREPARABLE
+from cases import CELLS, DTYPES, FUSED, LAYERS
 from kinds import EVERY, KINDS, flat, map_states, needs_extension
 from layouts import calls_of, tensors_of
 from torch.testing import assert_close
@@ -33,7 +33,7 @@ def check_bits(got, wanted):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("features", SIZES, ids=str)
-@pytest.mark.parametrize("cell", PREPARABLE)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_prepared_and_batch_invariant_results_are_equal(cell, features, options, dtype, threads):
     """A batch-invariant layer always packs its weights, so both layers sum in the same order."""
     layer = FUSED[cell](*features, dtype=dtype, batch_invariant=True, **options)
@@ -50,7 +50,7 @@ def test_prepared_and_batch_invariant_results_are_equal(cell, features, options,
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("steps", [1, 40])
-@pytest.mark.parametrize("cell", PREPARABLE)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_a_prepared_layer_matches_the_layer_bit_for_bit_on_large_batches(cell, steps, dtype):
     layer = FUSED[cell](24, 40, 2, dtype=dtype).requires_grad_(False)
     x = torch.randn(steps, 40, 24).to(dtype)
@@ -59,7 +59,7 @@ def test_a_prepared_layer_matches_the_layer_bit_for_bit_on_large_batches(cell, s
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.parametrize("cell", PREPARABLE)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_a_prepared_layer_meets_the_error_budget_on_small_batches(cell, batch, dtype):
     """On small batches, the original layer reads weights in place, which changes the last bits."""
     ours, theirs = EVERY[cell].twins(512, 300, dtype=dtype)
@@ -134,7 +134,7 @@ def test_a_prepared_token_layer_computes_its_table_only_once(cell, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -0.0])
-@pytest.mark.parametrize("cell", PREPARABLE)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_the_state_dict_of_a_prepared_layer_has_the_original_weights(cell, value, dtype):
     layer = FUSED[cell](7, 70, 2, bidirectional=True, dtype=dtype).requires_grad_(False)
     for weight in layer.parameters():
@@ -146,7 +146,7 @@ def test_the_state_dict_of_a_prepared_layer_has_the_original_weights(cell, value
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cell", PREPARABLE)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_packed_weights_take_at_most_5_percent_more_memory(cell, dtype):
     """The sizes fill whole panels, which need no padding. Only biases take more memory."""
     layer = FUSED[cell](128, 256, 2, dtype=dtype)

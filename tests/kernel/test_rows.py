@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from cases import FUSED, LAYERS, PREPARABLE
+from cases import FUSED, LAYERS
 from kinds import EVERY, flat, map_states, tensors_in
 from layouts import Pieces
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
@@ -193,7 +193,7 @@ def test_a_jagged_input_returns_a_jagged_output(cell):
 
 def test_invalid_lengths_resets_and_layouts_are_rejected(cell):
     module, x, _ = layer_and_input(cell, {}, 5, 2)
-    x, modules = x.detach(), [module, *([module.prepare()] if cell in PREPARABLE else [])]
+    x, modules = x.detach(), [module, module.prepare()]
     jagged = torch.nested.nested_tensor([x[:2, 0], x[:3, 0]], layout=torch.jagged)
     packed = pack_padded_sequence(x, [5, 2])
     wide = torch.nested.nested_tensor([x[:2], x[:3]], layout=torch.jagged)

@@ -421,7 +421,14 @@ void read_lists(Reader& reader, Parsed& parsed) {
   cell.one_bias_gradient = separate == 0;
 }
 
-std::shared_ptr<const Parsed> parse(const std::string& text) {
+// Returns the FNV-1a hash of a text.
+uint64_t digest_of(std::string_view text) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : text) hash = (hash ^ uint8_t(c)) * 0x100000001b3;
+  return hash;
+}
+
+std::shared_ptr<const Parsed> parse(std::string_view text) {
   const auto parsed = std::make_shared<Parsed>();
   Cell& cell = parsed->cell;
   cell = kernels().equation;
@@ -438,7 +445,8 @@ std::shared_ptr<const Parsed> parse(const std::string& text) {
   cell.only_through_sums = !backward.writes_previous_h();
   cell.states_need_rows = forward.computes_means();
   cell.gradients_need_rows = backward.computes_means();
-  parsed->program = {forward.result(), backward.result(), parsed->constants.data()};
+  parsed->program = {forward.result(), backward.result(), parsed->constants.data(),
+                     digest_of(text)};
   for (Parsed::Pass& pass : parsed->passes) {
     for (size_t p = 0; p < pass.phases.size(); ++p) {
       pass.phases[p].slots = pass.phase_slots[p].data();
@@ -459,18 +467,19 @@ std::shared_ptr<const Parsed> parse(const std::string& text) {
 
 }  // namespace
 
-std::shared_ptr<const Cell> cell_of_program(const std::string& text) {
+std::shared_ptr<const Cell> cell_of_program(std::string_view text) {
   using Entry = std::pair<std::string, std::shared_ptr<const Parsed>>;
   thread_local Entry last;
   if (!last.second || last.first != text) {
     static std::mutex mutex;
     static std::unordered_map<std::string, std::shared_ptr<const Parsed>> programs;
     const std::lock_guard<std::mutex> lock(mutex);
-    auto found = programs.find(text);
+    std::string key(text);
+    auto found = programs.find(key);
     if (found == programs.end()) {
       std::shared_ptr<const Parsed> parsed = parse(text);
       if (programs.size() >= kMostKeptPrograms) programs.clear();
-      found = programs.emplace(text, std::move(parsed)).first;
+      found = programs.emplace(std::move(key), std::move(parsed)).first;
     }
     last = *found;
   }

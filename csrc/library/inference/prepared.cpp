@@ -3,17 +3,18 @@
 #include <algorithm>
 #include <cstring>
 
+#include "library/arguments/program.h"
 #include "library/base/runtime.h"
 
 namespace namernn_fast {
 namespace {
 
-constexpr char kMagic[16] = "namernn_fast 3";
+constexpr char kMagic[16] = "namernn_fast 4";
 
 struct Header {
   char magic[16];
   char kernels[16];  // the instruction set of the kernels that read the panels
-  int64_t cell;
+  int64_t cell;      // index of the cell, or kEquation
   int64_t layers;
   int64_t directions;
   int64_t parameters;  // number of parameters per direction
@@ -23,12 +24,15 @@ struct Header {
   int64_t P;
   int64_t heads;
   int64_t dtype;
+  uint64_t program;  // digest of an equation's program, otherwise 0
 };
 constexpr int64_t kAlignment = 64;
 
 int32_t prepared_dtype(const Stack& stack) {
   return stack.int8 ? aoti_torch_dtype_int8() : stack.dtype;
 }
+
+int64_t number_of(const Cell& cell) { return cell.program ? kEquation : &cell - kernels().cells; }
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -40,7 +44,7 @@ Header header_of(const Stack& stack) {
                            : pairs    ? kernels().bfloat16_name
                                       : kernels().name;
   std::strncpy(header.kernels, name, sizeof(header.kernels) - 1);
-  header.cell = stack.cell - kernels().cells;
+  header.cell = number_of(*stack.cell);
   header.layers = stack.layers;
   header.directions = stack.directions;
   header.parameters = stack.parameters.count;
@@ -50,6 +54,7 @@ Header header_of(const Stack& stack) {
   header.P = stack.P;
   header.heads = stack.heads;
   header.dtype = prepared_dtype(stack);
+  if (stack.cell->program) header.program = stack.cell->program->digest;
   return header;
 }
 
@@ -219,22 +224,21 @@ void set_prepared(Stack& stack, const Tensor& prepared) {
   stack.prepared = const_data<char>(prepared);
 }
 
-Stack stack_of_prepared(const View& prepared, const Options& options) {
+Stack stack_of_prepared(const Cell& cell, const View& prepared, const Options& options) {
   Header header{};
   const int64_t bytes = bytes_of(prepared);
   if (bytes >= int64_t(sizeof(Header))) std::memcpy(&header, prepared.data, sizeof(header));
   const Sizes claimed{header.layers, header.D, header.H, header.V, header.P, header.heads};
-  bool known = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.cell >= 0 &&
-               header.cell < kCells;
+  bool known =
+      std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.cell == number_of(cell);
   const auto& [layers, D, H, V, P, heads] = claimed;
   for (const int64_t size : {layers, D, H, V, P, heads}) {
     known = known && size >= 0 && size <= bytes;
   }
-  known = known && can_have_heads(cell_of(header.cell), H, heads);
+  known = known && can_have_heads(cell, H, heads);
   // If the header is invalid, check_header() below rejects the tensor, whatever the stack's sizes.
   const int32_t dtype = dtype_of_weights(prepared.dtype, options);
-  Stack stack = check_layers(cell_of(known ? header.cell : 0),
-                             known ? claimed : Sizes{0, 0, 0, 0, 0, 1}, dtype, options);
+  Stack stack = check_layers(cell, known ? claimed : Sizes{0, 0, 0, 0, 0, 1}, dtype, options);
   check_header(stack, prepared);
   stack.prepared = prepared.data;
   return stack;

@@ -29,7 +29,7 @@ int32_t dtype_of_weights(int32_t prepared, const Options& options);
 void set_prepared(Stack& stack, const Tensor& prepared);
 
 // Returns a Stack for the layers in a tensor from prepare(), with its batch unset. The caller must
-// keep the tensor alive.
-Stack stack_of_prepared(const View& prepared, const Options& options);
+// keep the cell and the tensor alive.
+Stack stack_of_prepared(const Cell& cell, const View& prepared, const Options& options);
 
 }  // namespace namernn_fast

@@ -28,8 +28,8 @@ void check_shape(const char* name, const View& view, int32_t dtype,
 Stack stack_of(const Step& step, const Options& options) {
   const View* weights = step.weights;
   // A layer may also have a single weight, which is a matrix.
-  const bool is_prepared = step.weight_count == 1 && (!step.cell || weights[0].dim != 2);
-  if (is_prepared) return stack_of_prepared(weights[0], options);
+  const bool is_prepared = step.weight_count == 1 && weights[0].dim != 2;
+  if (is_prepared) return stack_of_prepared(*step.cell, weights[0], options);
   const bool recurs = step.cell->has_weight_hh;
   const View &ih = weights[kWeightIh], &hh = weights[recurs ? kWeightHh : kWeightIh];
   check(step.weight_count >= 1 + recurs && ih.dim == 2 && hh.dim == 2,

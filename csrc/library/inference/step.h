@@ -10,7 +10,7 @@ namespace namernn_fast {
 
 // The unchecked arguments of a step.
 struct Step {
-  const Cell* cell;           // ignored if the weights are prepared
+  const Cell* cell;
   View weights[kParameters];  // the tensor from prepare(), or the parameters of a layer
   int64_t weight_count;
   // In a stream, [layers, sequences, P] and [layers, sequences, H]; float for 16-bit layers. In a

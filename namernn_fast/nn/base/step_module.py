@@ -40,9 +40,14 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "_cell" in cls.__dict__:
-            with_biases, without = (cls._cell.present[bias][False] for bias in (True, False))
-            cls._names = [p.name for p in with_biases], [p.name for p in without]
+        if cls.__dict__.get("_cell"):
+            cls._names = cls._names_for(cls._cell)
+
+    @staticmethod
+    def _names_for(cell: Cell) -> tuple[Sequence[str], Sequence[str]]:
+        """Returns `_names` of modules with this cell."""
+        with_biases, without = ([p.name for p in cell.present[b][False]] for b in (True, False))
+        return with_biases, without
 
     def forward(self, input: Tensor, hx: States | None = None, **inputs: Tensor | None) -> States:
         """Returns the next state, (batch, hidden_size), or (hidden_size) for one row.

@@ -101,7 +101,16 @@ def try_step(
     else:
         last = [torch.empty(input.shape[0], hidden_size, dtype=input.dtype) for _ in cell.states]
     if step_directly(
-        weights, states, last, input, output, rows, options, cell.number, inputs or None
+        weights,
+        states,
+        last,
+        input,
+        output,
+        rows,
+        options,
+        cell.number,
+        inputs or None,
+        cell.program,
     ):
         return states if last is None else last
     return None

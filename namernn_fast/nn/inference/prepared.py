@@ -320,7 +320,8 @@ def _description(layer: Any) -> list[Any]:
     """Returns the properties of a layer that `refresh` requires to be unchanged."""
     rnn, weights = layer._recurrent, layer._weights()
     like = [(weight.shape, weight.dtype, weight.device) for weight in weights]
-    return [exact_class(layer), rnn.extra_repr(), _options_of(rnn, rnn._weights()), *like]
+    described = exact_class(layer), rnn.extra_repr(), rnn._cell.program
+    return [*described, _options_of(rnn, rnn._weights()), *like]
 
 
 def _requires_grad(arguments: Arguments) -> bool:

@@ -249,7 +249,8 @@ class Stream:
                 frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
             # Writing to `out` may fail, so update copies of the states until `out` is written.
             states = self._states if out is None else [*map(forks.clone, self._states)]
-            output = step(panels.tensor, states, frame, places, beside, options)
+            cell, tensor = panels.cell, panels.tensor
+            output = step(cell.number, tensor, states, frame, places, beside, options, cell.program)
         if out is not None:
             output = forks.copy_(out, output)
         if states is not self._states:
