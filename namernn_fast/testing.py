@@ -17,30 +17,38 @@ is exact, unless the terms of its sums nearly cancel in all elements. If they do
 draws of the result under one name.
 
 `assert_within_budget` makes a single comparison; an `ErrorBudget` collects the errors of many.
+`check_cell` compares the layer of a cell that you wrote with its function.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .nn.states import states_in
+
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["BudgetError", "ErrorBudget", "assert_within_budget", "max_error"]
+    from .nn import RecurrentCell
+
+__all__ = ["BudgetError", "ErrorBudget", "assert_within_budget", "check_cell", "max_error"]
 
 # `c` by the size of the dtype in bytes. Correct results are off by up to 8 units in the last place
 # of the largest value in float32 (over 700 steps), and by up to 1.3 in 16 bits. A single fault
 # causes errors of at least 50 units in float32 (a tanh that is off by 1e-5, a product rounded to 16
 # bits) and of 10 units in 16 bits (a lost term).
 _UNITS = {8: 16.0, 4: 16.0, 2: 1.5}
+NEARBY = 4
+"""The number of perturbed copies of its arguments with which `check_cell` runs the oracle."""
 Precision: TypeAlias = Literal["highest", "high", "medium"]
 """The precision of float32 products, as `torch.set_float32_matmul_precision` names it."""
 # `eps` of a float32 number rounded to bfloat16, and to the sum of two bfloat16 numbers.
@@ -180,6 +188,98 @@ def assert_within_budget(
     for name, exact in reference.items():
         budget.add(name, ours[name], theirs[name], exact)
     budget.check()
+
+
+def check_cell(
+    cell: RecurrentCell, *, dtype: torch.dtype = torch.float32, seed: int = 0, **options: Any
+) -> None:
+    """Checks the error budget of a cell's layer, compared with a loop over the cell's function.
+
+    Compares output, last states and the gradients of all arguments and parameters, for layers of
+    several sizes with random parameters and inputs. The oracle runs the loop in float64.
+
+    Args:
+        cell: The cell, from `recurrent_cell`.
+        dtype: The dtype of the layers: float32, bfloat16 or float16.
+        seed: The seed of the random numbers.
+        options: More arguments of `cell.layer`, such as initial values of parameters.
+
+    Raises:
+        BudgetError: if the layer is less accurate than its budget allows. At points where the
+            function has no derivative, such as the kink of relu, the gradients may also differ
+            because of rounding: try another seed.
+        ValueError: if dtype is not one of the above.
+
+    Example:
+        >>> from namernn_fast import recurrent_cell
+        >>> @recurrent_cell(gates=2)
+        ... def minimal_gated(x, u, h):
+        ...     f = torch.sigmoid(x[0] + u[0])
+        ...     return h + f * (torch.tanh(x[1] + f * u[1]) - h)
+        >>> check_cell(minimal_gated)
+    """
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+    generator = torch.Generator().manual_seed(seed)
+    budget = ErrorBudget(dtype)
+    for features, hidden, steps, batch, layers in ((3, 6, 9, 4, 1), (8, 36, 12, 5, 2)):
+        sizes, both = (features, hidden, layers), options | {"bidirectional": layers > 1}
+        exact = cell.loop(*sizes, **both, dtype=torch.float64)
+        for parameter in exact.parameters():
+            noise = torch.rand(parameter.shape, dtype=torch.float64, generator=generator) - 0.5
+            parameter.data += noise * hidden**-0.5
+            parameter.data = parameter.to(dtype).double()  # all layers have the same parameters
+        models = (
+            exact,
+            cell.loop(*sizes, **both, dtype=dtype),
+            cell.layer(*sizes, **both, dtype=dtype),
+        )
+        for model in models[1:]:
+            model.load_state_dict(exact.state_dict())
+        described, parts = exact._cell, len(exact._all_weights)
+        shapes = [(steps, batch, features), *[(parts, batch, hidden)] * len(described.states)]
+        shapes += [(steps, batch, i.features(hidden) * parts) for i in described.inputs]
+        drawn = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        results = [_results(model, drawn) for model in models]
+        for name, reference in results[0].items():
+            _, theirs, ours = (found[name] for found in results)
+            budget.add(name, ours, theirs, reference)
+        # Norms and long sequences amplify rounding: measure how much, with values that are off by
+        # one unit in the last place.
+        for sample in range(NEARBY):
+            nearby = copy.deepcopy(exact)
+            for parameter in nearby.parameters():
+                parameter.data = _nudged(parameter.data, dtype, generator)
+            found = _results(nearby, [_nudged(value, dtype, generator) for value in drawn])
+            for name, reference in results[0].items():
+                budget.add_nearby(name, sample, found[name], reference)
+    budget.check()
+
+
+def _nudged(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Returns `values` in float64, each with a random error of one unit in the last place."""
+    signs = 2 * torch.randint(2, values.shape, generator=generator) - 1
+    return values.double() * (1 + signs * torch.finfo(dtype).eps)
+
+
+def _results(model: Any, drawn: list[Tensor]) -> dict[str, Tensor]:
+    """Returns the results and the gradients of a layer, by name."""
+    dtype = next(model.parameters()).dtype
+    cell = model._cell
+    x, *rest = (tensor.to(dtype).requires_grad_() for tensor in drawn)
+    states, beside = rest[: len(cell.states)], rest[len(cell.states) :]
+    hx: Any = tuple(states) if len(states) > 1 else states[0]
+    output, last = model(x, hx, **dict(zip(cell.input_names, beside, strict=True)))
+    names = [f"last {state.name}" for state in cell.states]
+    found = {"output": output} | dict(zip(names, states_in(last), strict=True))
+    # Different weights for all elements, the same in each layer.
+    weights = [torch.linspace(-1, 1, r.numel()).view(r.shape).to(dtype) for r in found.values()]
+    leaves = {"input": x} | {f"hx[{i}]": state for i, state in enumerate(states)}
+    leaves |= dict(zip(cell.input_names, beside, strict=True)) | dict(model.named_parameters())
+    grads = torch.autograd.grad([*found.values()], [*leaves.values()], weights, allow_unused=True)
+    for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
+        found[f"gradient of {name}"] = torch.zeros_like(leaf) if grad is None else grad
+    return {name: value.detach() for name, value in found.items()}
 
 
 def max_error(actual: Tensor, reference: Tensor | np.ndarray) -> float:

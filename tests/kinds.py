@@ -12,9 +12,15 @@ from plain import plain
 from tested_cells import MODULES, TESTED_CELLS
 
 import namernn_fast
-from namernn_fast import cells, ops, torch_operators
+from namernn_fast import (
+    EquationCell,
+    EquationLayer,
+    TokenEquationLayer,
+    cells,
+    ops,
+    torch_operators,
+)
 from namernn_fast.machine import availability
-from namernn_fast.nn.equation import EquationCell, EquationLayer, TokenEquationLayer
 
 TRAINED = {"rate": 0.7, "train_rate": True}
 """Options that tests pass to modules that accept them. They give every parameter a gradient, and
@@ -122,7 +128,7 @@ class Equation(Kind):
         self.layer, self.step_module, tokens = map(self._with_heads, made)
         self.tokens = functools.partial(tokens, place=2)
         self.nn_layer, self.nn_step_module = (
-            self._with_heads(plain(cls, cell=self.cell)) for cls in self.classes[:2]
+            self._with_heads(plain(cls, cell=defined)) for cls in self.classes[:2]
         )
         if twin:
             self.nn_layer, self.nn_step_module = twin.nn_layer, twin.nn_step_module

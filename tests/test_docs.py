@@ -50,7 +50,7 @@ def test_examples_in_docstrings_run(module):
     assert not ran.failed
 
 
-@pytest.mark.parametrize("name", ["explain", "Stream", *CLASSES])
+@pytest.mark.parametrize("name", ["explain", "recurrent_cell", "replace_rnn", "Stream", *CLASSES])
 def test_examples_of_public_names_run(name):
     """`doctest.testmod` skips these examples, because the names' __module__ is `namernn_fast`."""
     public = getattr(namernn_fast, name)

@@ -26,18 +26,38 @@ from torch.utils._pytree import tree_map
 from benchmarks.harness import pages
 from benchmarks.harness.paths import CAPABILITIES
 from benchmarks.harness.precision import precision_of_products
-from namernn_fast import FusedLeakyRNN, explain, reference
+from namernn_fast import EquationLayer, FusedLeakyRNN, explain, recurrent_cell, reference
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import TimeBudget, race
 from namernn_fast.bench.timed_calls import CLASSES, tensors_in
 from namernn_fast.bench.workloads import LAYERS_OF
 
-LAYERS: dict[str, Callable[..., torch.nn.RNNBase]] = {
-    **{LAYERS_OF[cell].baseline: theirs for cell, (theirs, _) in CLASSES.items()},
-    **{LAYERS_OF[cell].fused: ours for cell, (_, ours) in CLASSES.items()},
-    "FusedLeakyRNN": FusedLeakyRNN,
+
+@recurrent_cell(gates=2)
+def minimal_gated(x, u, h):
+    """A minimal gated unit, which stands for all cells that users write as equations."""
+    f = torch.sigmoid(x[0] + u[0])
+    n = torch.tanh(x[1] + f * u[1])
+    return n + f * (h - n)
+
+
+LayerClass = Callable[..., torch.nn.RNNBase]
+"""A layer class or, for a cell written as an equation, the method that makes its layers."""
+TORCH: dict[str, LayerClass] = {
+    LAYERS_OF[cell].baseline: theirs for cell, (theirs, _) in CLASSES.items()
 }
-"""The layer classes by name: torch's, and then the fused ones."""
+"""Torch's layer classes by name."""
+CUSTOM: dict[str, LayerClass] = {
+    "FusedLeakyRNN": FusedLeakyRNN,
+    "EquationLayer": minimal_gated.layer,
+}
+"""The fused layer classes that have no counterpart in torch, by name."""
+FUSED: dict[str, LayerClass] = {
+    **{LAYERS_OF[cell].fused: ours for cell, (_, ours) in CLASSES.items()},
+    **CUSTOM,
+}
+"""The fused layer classes by name."""
+LAYERS = TORCH | FUSED
 SECONDS = 1200
 """Time limit of an attempt. It is long because one attempt compiles C++."""
 YES, STEPS, NO = "yes", "ATen", "no"
@@ -62,7 +82,7 @@ def row(
     *,
     lstm: str = "",
     ours: str = "",
-    leaky: str = "",
+    custom: str = "",
     slow: bool = False,
 ) -> Callable[[Callable[..., str | None]], None]:
     """Registers an attempt, which raises if a layer class cannot do what the row says.
@@ -76,13 +96,13 @@ def row(
         without: Why torch's layers fail.
         lstm: Why `nn.LSTM` fails, if torch's other layers succeed.
         ours: Why the fused layers fail.
-        leaky: Why `FusedLeakyRNN` fails, if the other fused layers succeed.
+        custom: Why the layers in `CUSTOM` fail, if the other fused layers succeed.
         slow: Whether the attempt takes seconds, because it compiles or exports a program.
     """
 
     def register(attempt: Callable[..., str | None]) -> None:
-        reasons = {name: ours if name.startswith("Fused") else without for name in LAYERS}
-        reasons |= {"nn.LSTM": lstm or without, "FusedLeakyRNN": leaky or ours}
+        reasons = dict.fromkeys(TORCH, without) | {"nn.LSTM": lstm or without}
+        reasons |= dict.fromkeys(FUSED, ours) | dict.fromkeys(CUSTOM, custom or ours)
         ROWS[label] = Row(attempt, reasons, slow)
 
     return register
@@ -157,7 +177,7 @@ def _(layer, x):
 @row(
     "ONNX `RNN`, `GRU` or `LSTM` nodes, any length and batch (`dynamo=True`)",
     "the steps are unrolled for one fixed length",
-    leaky="ONNX has no such node",
+    custom="ONNX has no such node",
     slow=True,
 )
 def _(layer, x):
@@ -245,10 +265,10 @@ def _(layer, x):
 
 
 @row("weights packed once, for inference (`prepare()`)", "no such method")
-def _(layer, x):
+def _(layer_class, layer, x):
     prepared = layer.prepare()
     same(prepared(x), layer(x))
-    layer.load_state_dict(type(layer)(layer.input_size, layer.hidden_size).state_dict())
+    layer.load_state_dict(layer_class(4, 5).state_dict())
     prepared.refresh(layer)
     same(prepared(x), layer(x))
 
@@ -407,8 +427,9 @@ def _(layer_class, x):
 
 
 @row("construction by `skip_init`", "the signature of torch's classes does not show `device`")
-def _(layer_class):
-    torch.nn.utils.skip_init(layer_class, 4, 5)
+def _(layer):
+    more = {"cell": minimal_gated} if isinstance(layer, EquationLayer) else {}
+    torch.nn.utils.skip_init(type(layer), 4, 5, **more)
 
 
 @row("`weight_norm`, `spectral_norm`, pruning, tied weights, writes to `.data`")
@@ -451,7 +472,7 @@ def _(layer_class, layer, x):
 
 @row(
     "`torch.jit.script`, `torch.jit.trace` at any length",
-    leaky="`torch.jit.script` compiles only subclasses of torch's layers",
+    custom="`torch.jit.script` compiles only subclasses of torch's layers",
 )
 def _(layer, x):
     class Model(torch.nn.Module):
@@ -556,10 +577,17 @@ def table_row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def kernels() -> str:
+    """Returns the paths of float32 calls of the fused layers, usually a single one."""
+    x = torch.randn(6, 3, 4)
+    paths = {explain(layer_class(4, 5), x).path for layer_class in FUSED.values()}
+    return ", ".join(f"`{path}`" for path in sorted(paths))
+
+
 def main() -> None:
     options = pages.parse(pages.parser(__doc__))
     header = ("on a CPU", *LAYERS, "note")
-    lines = [f"{cpu_name()}; torch {torch.__version__}.", ""]
+    lines = [f"{cpu_name()}; torch {torch.__version__}; fused layers on {kernels()}.", ""]
     lines += [table_row(*header), table_row(*["---"] * len(header))]
     for label in ROWS:
         entries = {name: entry(label, name) for name in LAYERS}

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import os
+import pkgutil
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -19,16 +20,27 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from ..cells import VANILLA
+from ..cells import CELLS, VANILLA
 from ..machine import advice
-from ..nn import explain
+from ..nn import RecurrentCell, explain
 from ..testing import BudgetError
 from .machine import cpu_name
 from .plot import Points, Timings, draw, speed_up, speed_ups
 from .race import QUICK, Rounds, TimeBudget, TimedCall, keep_freed_memory, race
 from .tables import duration, markdown, ratio
 from .timed_calls import CLASSES, Input, gated_calls, rows_of_oracle
-from .workloads import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, SIZES, TRAINING, Workload
+from .workloads import (
+    DENSE,
+    FORWARD,
+    GATES,
+    LAYERS_OF,
+    MODES,
+    PACKED,
+    SIZES,
+    TRAINING,
+    Layers,
+    Workload,
+)
 
 SECONDS = 45.0
 """The default total time for all rounds, in seconds; checking results takes another 25%."""
@@ -68,9 +80,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--cell",
-        choices=LAYERS_OF,
+        type=_cell,
         default=VANILLA.name,
-        help="layer to race (default: %(default)s)",
+        metavar="CELL",
+        help=f"layer to race: {', '.join(LAYERS_OF)}, or MODULE:NAME for a cell made by "
+        "recurrent_cell, which races a loop over its function (default: %(default)s)",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -93,6 +107,24 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--plot", type=Path, metavar="PATH", help="also draw a plot (matplotlib)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write every round, as JSON")
     parser.set_defaults(run=run, parser=parser)
+
+
+def _cell(text: str) -> str:
+    """An argparse type for the name of a cell. Adds a user's cell to the cells to race."""
+    if text in LAYERS_OF:
+        return text
+    module, _, name = text.partition(":")
+    try:
+        cell = pkgutil.resolve_name(f"{module}:{name}")
+    except (ImportError, AttributeError, ValueError) as error:
+        known = ", ".join(LAYERS_OF)
+        wanted = f"one of {known}, nor MODULE:NAME of a cell made by recurrent_cell"
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {wanted}: {error}") from None
+    if not isinstance(cell, RecurrentCell):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a cell made by recurrent_cell")
+    LAYERS_OF[text] = Layers(f"loop over {name}", f"{name} layer")
+    GATES[text], CLASSES[text] = cell._cell.gates, (cell.loop, cell.layer)
+    return text
 
 
 def _number(kind: type[int] | type[float], words: str, end: float) -> Callable[[str], float]:
@@ -122,6 +154,8 @@ def run(options: argparse.Namespace) -> None:
     with _settled(options.threads):
         facts = advice.gather()  # before the benchmark itself causes load
         workloads = [dataclasses.replace(workload, cell=options.cell) for workload in WORKLOADS]
+        if options.cell not in CELLS:  # a loop over a user's function takes padded input only
+            workloads = [workload for workload in workloads if workload.family == DENSE]
         workloads = [workload for workload in workloads if workload.is_small or not options.quick]
         described = machine(options.cell)
         print(described)
@@ -309,12 +343,14 @@ def report(results: Results) -> str:
         rows.append([name, ""])
         for in_mode in ratios:
             rows[-1] += ["", "", ratio(summary(in_mode))]
+    packed = any(workload.family == PACKED for workload in times)
+    lengths = f"; sequences of {'{} to {}'.format(*LENGTHS)} steps are packed" if packed else ""
     counts = [len(rounds.seconds) for timed in results.values() for rounds in timed.values()]
     which = "The best" if disagree(results) else "Medians"
     return (
         f"{markdown(rows)}\n\n{SIZES}.\n{which} of {min(counts)} to {max(counts)} rounds, in which "
         f"the two layers alternate. `{TRAINING}` is a training\nstep with gradients at output and "
-        f"the last states; sequences of {'{} to {}'.format(*LENGTHS)} steps are packed."
+        f"the last states{lengths}."
     )
 
 

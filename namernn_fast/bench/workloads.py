@@ -27,6 +27,8 @@ LAYERS_OF = {
     if cell.torch is not None
 }
 """The names of torch's layer and the fused layer, by the name of their cell."""
+GATES = {name: CELLS[name].gates for name in LAYERS_OF}
+"""The number of blocks of hidden_size rows in the weights of a layer, by the name of its cell."""
 LAYERS = BASELINE, FUSED = LAYERS_OF[VANILLA.name]
 
 LONGEST_NAME = 20
@@ -48,7 +50,7 @@ class Workload:
     hidden_size: int
     seq_len: int | None = None
     cell: str = VANILLA.name
-    """The name of the layers' recurrent cell: "rnn", "gru" or "lstm"."""
+    """The name of the layers' recurrent cell: "rnn", "gru" or "lstm", or what `--cell` names."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Workload":
@@ -74,7 +76,7 @@ class Workload:
     @property
     def row_work(self) -> int:
         """The maximum number of multiply-adds in the forward pass of one sequence."""
-        columns = CELLS[self.cell].gates * self.hidden_size
+        columns = GATES[self.cell] * self.hidden_size
         return (self.seq_len or LONGEST_NAME) * columns * (self.input_size + self.hidden_size)
 
     @property

@@ -84,7 +84,8 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
     input: Any = call.data
     if name not in cell.input_names:
         if not called_with(name):
-            raise TypeError(f"a call of a {cell.layer} takes no argument {name!r}")
+            known = f", only {', '.join(cell.input_names)}" if cell.inputs else ""
+            raise TypeError(f"a call of {cell.layer} takes no argument {name!r}{known}")
         raise ValueError(
             f"{name} must be None for a {cell.layer}: only {called_with(name)} cells take {name}"
         )
@@ -100,8 +101,12 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
     rows = input.shape[: input.dim() - (call.lookup is None)]
     described = cell.inputs[cell.input_names.index(name)]
     size = described.features(call.hidden_size())
-    if more.shape != (*rows, size):  # not shared by all layers and directions
-        check_shape(name, more, (*rows, states * size))
+    shared, of_each = (*rows, size), (*rows, states * size)
+    if more.shape not in (shared, of_each):
+        either = "" if states == 1 else f", or {tuple(shared)} for all layers and directions"
+        raise RuntimeError(
+            f"{name} must have shape {tuple(of_each)}{either}, got {tuple(more.shape)}"
+        )
     if more.device != input.device:
         raise RuntimeError(f"{name} must be at {input.device}, like input, got {more.device}")
     return more  # type: ignore[no-any-return]

@@ -49,6 +49,9 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "ne": lambda e, a, b: e("sub", 1, e("eq", a, b)),
     "logical_not": lambda e, x: e("eq", x, 0),
     "bitwise_not": lambda e, x: e("eq", x, 0),
+    "exp2": lambda e, x: e("exp", e("mul", x, math.log(2))),
+    "log2": lambda e, x: e("mul", e("log", x), 1 / math.log(2)),
+    "log10": lambda e, x: e("mul", e("log", x), 1 / math.log(10)),
     "masked_fill": lambda e, x, mask, value: e("where", mask, value, x),
     # A constant that comes first gets the gradient if both are equal (see `program`).
     "relu": lambda e, x: e("max", 0, x),

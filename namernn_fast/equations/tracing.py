@@ -72,6 +72,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return self._traced[id(tensor)][1]
         first = tensor.flatten()[:1]
         if tensor.requires_grad or tensor.numel() == 0 or not bool((tensor == first).all()):
+            if tensor.dim() > 1 and min(tensor.shape) > 1:
+                raise self._rejected("reads a matrix: only weight_hh multiplies a state, as u")
             raise self._rejected("reads a tensor that is not an argument: declare a parameter")
         return [self._number(float(first))]
 
@@ -131,7 +133,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         with self:
             result = lowered(*args, **kwargs)
         if result is NotImplemented:
-            raise NotImplementedError("a step may use single units and means over units")
+            raise NotImplementedError("kernels have neither it nor what it consists of")
         return result
 
     def _make(self, op: str, *sources: Any) -> Node:

@@ -57,7 +57,8 @@ def must_serve(arguments: Arguments, weights: Sequence[Tensor], cell: Cell) -> b
         return True
     if is_jit_tracing():
         if not is_plain:
-            _refuse_untraceable()
+            what = "lengths= or reset=" if cell.torch else "layers that torch lacks"
+            _refuse_untraceable(what)
         return is_plain
     return is_plain and any(map(_stands_for_tensor, (arguments.input, arguments.hx)))
 
@@ -113,15 +114,15 @@ def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:
     return twin
 
 
-def _refuse_untraceable() -> None:
-    """Raises an error if a call with lengths or resets is traced for ONNX or with gradients."""
+def _refuse_untraceable(what: str) -> None:
+    """Raises an error if a call that torch lacks is traced for ONNX or with gradients."""
     if torch.onnx.is_in_onnx_export():
         raise RuntimeError(
-            "torch.onnx.export(..., dynamo=False) cannot export lengths= or reset=: use "
-            "dynamo=True, which can export lengths="
+            f"torch.onnx.export(..., dynamo=False) cannot export {what}: use dynamo=True, which "
+            "can export lengths="
         )
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "torch.jit.trace cannot record gradients of a call with lengths= or reset=: trace it "
-            "under torch.no_grad(), for inference, or use torch.export"
+            f"torch.jit.trace cannot record gradients of {what}: trace the call under "
+            "torch.no_grad(), for inference, or use torch.export"
         )

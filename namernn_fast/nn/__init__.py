@@ -4,7 +4,8 @@ from ..integrations.compile import allow_tracing
 from ..integrations.flops import count_flops
 from ..integrations.fx import make_leaves
 from .base.layer import FusedLayer
-from .equation import EquationCell, EquationLayer, RecurrentCell, TokenEquationLayer, recurrent_cell
+from .equation import RecurrentCell, recurrent_cell
+from .equation_modules import EquationCell, EquationLayer, TokenEquationLayer
 from .explaining import explain
 from .gru import FusedGRU, FusedGRUCell, TokenGRU
 from .inference.prepared import PreparedCell, PreparedLayer

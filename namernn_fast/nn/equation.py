@@ -1,4 +1,4 @@
-"""`recurrent_cell` makes a cell of an equation; the other classes are the modules of such cells."""
+"""`recurrent_cell` makes a cell of an equation, and `RecurrentCell` makes modules of this cell."""
 
 import functools
 import inspect
@@ -6,160 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.types import Device
 
 from ..call import Arguments, Input, Lengths, normalise
 from ..call.options import option_bits
-from ..cells import Cell
 from ..equations import Program, cell_of_program, initial_values
 from ..functional import run
-from .base.layer import CustomLayer
-from .base.step_module import CustomStepModule
-from .base.token_layer import TokenLayer
-from .weights import arguments_of
+from .equation_loop import EquationLoop
+from .equation_modules import EquationCell, EquationLayer, TokenEquationLayer
 
 Initial = float | Sequence[float] | Tensor | None
 """The initial values of a parameter: a number, or a value for each unit; None to draw them."""
-
-
-class EquationLayer(CustomLayer[Any]):
-    """A layer whose cell is an equation; `RecurrentCell.layer` makes it.
-
-    Calls, parameters and their initialisation are as in `FusedGRU`. `hx` and the returned states
-    are a tensor if the cell has one state, otherwise a tuple of one tensor per state. The keyword
-    arguments of a call are the cell's inputs. On a CPU, runs in one operator.
-
-    Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
-        bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
-        cell: the cell.
-        own: for each parameter of the cell its initial values, by name, and whether it requires
-            gradients, as `train_<name>`; for a cell with heads their number, `heads`.
-
-    Example:
-        >>> @recurrent_cell(gates=1, states=2, weight_hh=False, parameters={"decay": 2.0})
-        ... def average(x, h, c, decay):
-        ...     c = c + (x[0] - c) * torch.sigmoid(-decay)
-        ...     return torch.tanh(c), c
-        >>> layer = average.layer(8, 16, decay=1.0)
-        >>> output, (h_n, c_n) = layer(torch.randn(5, 3, 8))
-        >>> output.shape, c_n.shape, layer.decay_l0[0]
-        (torch.Size([5, 3, 16]), torch.Size([1, 3, 16]), tensor(1., grad_fn=<SelectBackward0>))
-    """
-
-    _cell: Cell = None  # type: ignore[assignment]  # each layer has its own
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        cell: Cell,
-        batch_invariant: bool = False,
-        **own: Any,
-    ) -> None:
-        arguments = arguments_of(locals())
-        del arguments["cell"], arguments["own"]
-        self.__dict__["_cell"] = cell
-        super().__init__(**arguments, **_own_options(cell, own))
-
-    def extra_repr(self) -> str:
-        """Returns the name of the cell and the options, for `repr`."""
-        return f"{self._cell.name}, {super().extra_repr()}"
-
-
-class EquationCell(CustomStepModule[Any]):
-    """One step of an `EquationLayer`; `RecurrentCell.step_module` makes it.
-
-    Args:
-        input_size, hidden_size, bias, device, dtype: as in `FusedGRUCell`.
-        cell, own: as in `EquationLayer`.
-
-    Example:
-        >>> @recurrent_cell(gates=1, states=2, weight_hh=False)
-        ... def average(x, h, c):
-        ...     c = 0.9 * c + 0.1 * x[0]
-        ...     return torch.tanh(c), c
-        >>> cell = average.step_module(8, 16)
-        >>> h, c = cell(torch.randn(3, 8))
-        >>> h.shape, c.shape
-        (torch.Size([3, 16]), torch.Size([3, 16]))
-    """
-
-    _cell: Cell = None  # type: ignore[assignment]  # each module has its own
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        cell: Cell,
-        **own: Any,
-    ) -> None:
-        self.__dict__.update(_cell=cell, _names=self._names_for(cell))
-        super().__init__(
-            input_size, hidden_size, bias, device=device, dtype=dtype, **_own_options(cell, own)
-        )
-
-    def extra_repr(self) -> str:
-        """Returns the name of the cell and the options, for `repr`."""
-        return f"{self._cell.name}, {super().extra_repr()}"
-
-
-class TokenEquationLayer(TokenLayer[Any]):
-    """An `nn.Embedding` followed by an `EquationLayer`; `RecurrentCell.token_layer` makes it.
-
-    Works like `TokenGRU`.
-
-    Args:
-        num_embeddings, input_size, padding_idx: as in `TokenGRU`.
-        sizes, options: hidden_size and all options, as in `EquationLayer`.
-        cell: as in `EquationLayer`.
-
-    Example:
-        >>> @recurrent_cell(gates=1)
-        ... def rectified(x, u, h):
-        ...     return torch.relu(x[0] + u[0])
-        >>> model = rectified.token_layer(31, 8, 16, padding_idx=0)
-        >>> model.last_state(torch.randint(1, 31, (5, 3))).shape
-        torch.Size([1, 3, 16])
-    """
-
-    rnn: EquationLayer
-    _cell: Cell = None  # type: ignore[assignment]  # each model has its own
-    _layer_class = EquationLayer
-
-    def __init__(
-        self, num_embeddings: int, input_size: int, *sizes: Any, cell: Cell, **options: Any
-    ) -> None:
-        self.__dict__["_cell"] = cell
-        super().__init__(num_embeddings, input_size, *sizes, cell=cell, **options)
-
-
-def _own_options(cell: Cell, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a constructor that only this cell has, with defaults added.
-
-    Raises:
-        TypeError: an argument that is given is not one of them.
-    """
-    options: dict[str, Any] = {parameter.name: None for parameter in cell.own}
-    options |= {f"train_{parameter.name}": True for parameter in cell.own}
-    options |= {"heads": 1} if cell.can_have_heads else {}
-    if unknown := given.keys() - options.keys():
-        raise TypeError(f"a {cell.name} module takes no argument {min(unknown)!r}")
-    return options | {**given}
 
 
 class RecurrentCell:
@@ -197,15 +54,22 @@ class RecurrentCell:
 
     def layer(self, *sizes: Any, **options: Any) -> EquationLayer:
         """Returns a layer with this cell. Takes the arguments of `EquationLayer` except cell."""
-        return EquationLayer(*sizes, cell=self._cell, **options)
+        return EquationLayer(*sizes, cell=self, **options)
 
     def step_module(self, *sizes: Any, **options: Any) -> EquationCell:
         """Returns a module for one step. Takes the arguments of `EquationCell` except cell."""
-        return EquationCell(*sizes, cell=self._cell, **options)
+        return EquationCell(*sizes, cell=self, **options)
 
     def token_layer(self, *sizes: Any, **options: Any) -> TokenEquationLayer:
         """Returns a token layer. Takes the arguments of `TokenEquationLayer` except cell."""
-        return TokenEquationLayer(*sizes, cell=self._cell, **options)
+        return TokenEquationLayer(*sizes, cell=self, **options)
+
+    def loop(self, *sizes: Any, **options: Any) -> EquationLoop:
+        """Returns a layer that calls the function for every step, to compare with.
+
+        Takes the arguments of `layer`.
+        """
+        return EquationLoop(*sizes, cell=self, step=self._step, **options)
 
     def apply(
         self,
@@ -300,18 +164,13 @@ def recurrent_cell(
         ... def minimal_gated(x, u, h):
         ...     f = torch.sigmoid(x[0] + u[0])
         ...     n = torch.tanh(x[1] + f * u[1])
-        ...     return n + f * (h - n)
+        ...     return (1 - f) * h + f * n
         >>> layer = minimal_gated.layer(8, 16)
         >>> output, h_n = layer(torch.randn(5, 3, 8))
         >>> output.shape, h_n.shape
         (torch.Size([5, 3, 16]), torch.Size([1, 3, 16]))
     """
-    used_by = EquationLayer, EquationLayer.forward
-    taken = {name for callee in used_by for name in inspect.signature(callee).parameters}
-    taken |= {"bias_ih", "bias_hh", "heads"}
-    for name in (*parameters, *gate_parameters, *inputs, *number_inputs):
-        if not name.isidentifier() or name in taken or name.startswith(("weight_", "train_")):
-            raise ValueError(f"a parameter or an input must not be called {name!r}")
+    _check_lists(gates, parameters, gate_parameters, inputs, number_inputs)
     own = dict.fromkeys(parameters, 1) | dict.fromkeys(gate_parameters, gates)
     beside = dict.fromkeys(inputs, False) | dict.fromkeys(number_inputs, True)
 
@@ -319,6 +178,7 @@ def recurrent_cell(
         # Imported here, because most programs define no cells.
         from ..equations.compiling import compile_step
 
+        _check_signature(step, weight_hh, states, [*own, *beside])
         program = compile_step(
             step,
             name=step.__name__,
@@ -334,4 +194,42 @@ def recurrent_cell(
     return define
 
 
-__all__ = ["EquationCell", "EquationLayer", "RecurrentCell", "TokenEquationLayer", "recurrent_cell"]
+def _check_lists(
+    gates: int,
+    parameters: Mapping[str, Initial],
+    gate_parameters: Mapping[str, Initial],
+    inputs: Sequence[str],
+    number_inputs: Sequence[str],
+) -> None:
+    """Raises an error if an argument of `recurrent_cell` has the wrong type or a taken name."""
+    for argument, initial in (("parameters", parameters), ("gate_parameters", gate_parameters)):
+        if not isinstance(initial, Mapping):
+            what = "a mapping of names to initial values"
+            raise TypeError(f"{argument} must be {what}, got {initial!r}")
+    for argument, names in (("inputs", inputs), ("number_inputs", number_inputs)):
+        if isinstance(names, str):
+            raise TypeError(f"{argument} must be a sequence of names, got the string {names!r}")
+    used_by = EquationLayer, EquationLayer.forward
+    taken = {name for callee in used_by for name in inspect.signature(callee).parameters}
+    taken |= {"bias_ih", "bias_hh", "heads"}
+    for name in (*parameters, *gate_parameters, *inputs, *number_inputs):
+        if not name.isidentifier() or name in taken or name.startswith(("weight_", "train_")):
+            raise ValueError(f"a parameter or an input must not be called {name!r}")
+    if gate_parameters and gates == 1:
+        raise ValueError("gate_parameters need gates of at least 2: pass parameters instead")
+
+
+def _check_signature(
+    step: Callable[..., Any], recurs: bool, states: int, names: Sequence[str]
+) -> None:
+    """Raises TypeError unless a step takes x, u if the cell recurs, the states, and these names."""
+    signature, by_position = inspect.signature(step), 1 + recurs + states
+    try:
+        signature.bind(*[None] * by_position, **dict.fromkeys(names))
+    except TypeError as error:
+        counted = f"{states} state{'s' if states > 1 else ''}"
+        wanted = ", ".join(["x", *["u"] * recurs, counted, *names])
+        raise TypeError(f"{step.__name__}{signature} must take ({wanted}): {error}") from None
+
+
+__all__ = ["RecurrentCell", "recurrent_cell"]

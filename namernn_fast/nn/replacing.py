@@ -6,7 +6,7 @@ modules with prepared modules. `restore_rnn` undoes both.
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import torch
@@ -21,6 +21,7 @@ from .base.token_layer import TokenLayer
 from .gru import FusedGRU, FusedGRUCell
 from .inference.prepared import Prepared
 from .lstm import FusedLSTM, FusedLSTMCell
+from .replacing_loops import Replacements, module_like
 from .vanilla import FusedRNN, FusedRNNCell
 from .weights import CLASSES, why_not_int8
 
@@ -41,7 +42,18 @@ FUSED_OF = {plain: fused for fused, plain in PLAIN.items()}
 """A map from each torch class to the fused class that replaces it."""
 
 
-def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")) -> Model:
+@overload
+def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")) -> Model: ...
+
+
+@overload
+def replace_rnn(model: torch.nn.Module, cells: Replacements) -> Any: ...
+
+
+def replace_rnn(
+    model: torch.nn.Module,
+    cells: Sequence[CellName] | Replacements = ("rnn", "gru", "lstm"),
+) -> Any:
     """Turns torch's recurrent layers and step modules in `model` into fused modules.
 
     The modules stay the same objects; only their class changes. So parameters, buffers, hooks,
@@ -53,15 +65,52 @@ def replace_rnn(model: Model, cells: Sequence[CellName] = ("rnn", "gru", "lstm")
     Args:
         model: any module, which may itself be a module to replace.
         cells: the cells whose modules are replaced: "rnn" for `nn.RNN` and `nn.RNNCell`, "gru" for
-            `nn.GRU` and `nn.GRUCell`, "lstm" for `nn.LSTM` and `nn.LSTMCell`.
+            `nn.GRU` and `nn.GRUCell`, "lstm" for `nn.LSTM` and `nn.LSTMCell`. Or a mapping that
+            replaces your own modules: from their class to a pair of a `RecurrentCell` and a
+            function of a module, which returns its weights by the names in the state_dict of
+            `EquationLayer` or, for a module of one step, `EquationCell`. Each module is replaced
+            with such a module, which has the same weights (parameters stay the same objects) and
+            the `batch_first`, `dropout` and `training` of the module. `restore_rnn` does not undo
+            this.
 
     Returns:
-        `model`, for chaining.
+        `model`, for chaining; with a mapping the new module, if `model` itself is replaced.
 
     Raises:
         TypeError: model is not a module, or cells is a string.
-        ValueError: a cell is unknown.
+        ValueError: a cell is unknown, or weights do not belong to the cell.
+        RuntimeError: a module to replace by the mapping has hooks. The model is then unchanged.
+
+    Example:
+        >>> from namernn_fast import recurrent_cell
+        >>> class Loop(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.of_x, self.of_h = torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)
+        ...     def forward(self, x):
+        ...         h, outputs = x.new_zeros(x.shape[1], 8), []
+        ...         for row in x:
+        ...             h = torch.relu(self.of_x(row) + self.of_h(h))
+        ...             outputs.append(h)
+        ...         return torch.stack(outputs), h
+        >>> @recurrent_cell(gates=1)
+        ... def rectified(x, u, h):
+        ...     return torch.relu(x[0] + u[0])
+        >>> def weights_of(loop):
+        ...     x, h = loop.of_x, loop.of_h
+        ...     weights = {"weight_ih_l0": x.weight, "weight_hh_l0": h.weight}
+        ...     return weights | {"bias_ih_l0": x.bias, "bias_hh_l0": h.bias}
+        >>> replace_rnn(Loop(), {Loop: (rectified, weights_of)})
+        EquationLayer(rectified, 4, 8)
     """
+    if isinstance(cells, Mapping):
+        _check_module(model)
+        replacements = cells
+        if not any(type(module) in replacements for module in model.modules()):
+            names = ", ".join(cls.__name__ for cls in replacements)
+            what = f"the {type(model).__qualname__} has none of {names}"
+            warnings.warn(f"replace_rnn replaced nothing: {what}", stacklevel=2)
+        return _exchange(model, lambda name, module: module_like(name, module, replacements))
     if isinstance(cells, str):
         raise TypeError(f"cells must be a sequence such as ({cells!r},), got the string {cells!r}")
     for cell in cells:

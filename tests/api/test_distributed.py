@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from kinds import KINDS, flat
+from kinds import EVERY, KINDS, flat
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -46,7 +46,7 @@ def worker(rank, folder):
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     x = torch.randn(5, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     local_x = x.chunk(WORLD, dim=1)[rank]
-    for kind in KINDS.values():
+    for kind in (*KINDS.values(), EVERY["leaky_equation"]):
         alone = train(kind, lambda module: module, x)
         parallel = train(kind, DistributedDataParallel, local_x)
         sharded = train(kind, shard, local_x)

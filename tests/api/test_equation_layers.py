@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+import re
 
 import pytest
 import torch
@@ -162,13 +163,41 @@ def test_names_that_layers_use_are_rejected(name):
         recurrent_cell(gates=1, inputs=[name])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "step(x, h, w, a) must take (x, u, 1 state): missing a required argument: 'a'"),
+        ({"parameters": {"w": 0.0}, "inputs": ["a"], "states": 2}, "must take (x, u, 2 states, w"),
+        ({"parameters": ["w"]}, "parameters must be a mapping of names to initial values, got"),
+        ({"inputs": "ab"}, "inputs must be a sequence of names, got the string 'ab'"),
+        ({"gate_parameters": {"w": 0.0}}, "gate_parameters need gates of at least 2"),
+    ],
+)
+def test_errors_of_definitions_name_what_a_step_must_take(options, message):
+    def step(x, h, w, a):
+        return torch.tanh(x[0] + w * h + a)
+
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        recurrent_cell(gates=1, **options)(step)
+
+
+def test_steps_cannot_multiply_by_matrices():
+    matrix = torch.randn(8, 8)
+
+    def step(x, u, h):
+        return torch.tanh(x[0] + h @ matrix)
+
+    with pytest.raises(ValueError, match="reads a matrix: only weight_hh multiplies a state, as u"):
+        recurrent_cell(gates=1)(step)
+
+
 def test_what_equations_do_not_support_is_an_error():
     layer = gru_equation.layer(3, 8)
     with pytest.raises(RuntimeError, match="TorchScript cannot compile a gru_equation"):
         torch.jit.script(layer)
     with pytest.raises(TypeError, match="a gru_equation module takes no argument 'rate'"):
         gru_equation.layer(3, 8, rate=0.5)
-    with pytest.raises(TypeError, match="a call of a gru_equation takes no argument 'lateral'"):
+    with pytest.raises(TypeError, match="a call of gru_equation takes no argument 'lateral'"):
         layer(torch.randn(5, 2, 3), lateral=torch.randn(5, 2, 8))
     assert repr(layer) == "EquationLayer(gru_equation, 3, 8)"
     assert isinstance(layer, EquationLayer)

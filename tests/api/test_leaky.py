@@ -247,7 +247,7 @@ def test_torchscript_and_onnx_raise_errors_with_a_reason(tmp_path):
     for module in (layer, layer.prepare(), TokenLeakyRNN(9, D, H)):
         with pytest.raises(RuntimeError, match="TorchScript cannot compile a FusedLeakyRNN"):
             torch.jit.script(module)
-    with pytest.raises(RuntimeError, match=r"trace it\s+under torch.no_grad"):
+    with pytest.raises(RuntimeError, match=r"trace the call\s+under torch.no_grad"):
         torch.jit.trace(layer, (x,))
     with torch.no_grad():
         traced = torch.jit.trace(layer, (x,))

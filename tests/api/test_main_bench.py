@@ -17,7 +17,7 @@ from namernn_fast.bench import command, timed_calls
 from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.race import QUICK, Rounds
 from namernn_fast.bench.tables import ratio
-from namernn_fast.bench.workloads import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, Workload
+from namernn_fast.bench.workloads import DENSE, FORWARD, GATES, LAYERS_OF, MODES, PACKED, Workload
 from namernn_fast.machine import advice
 
 PROGRAM = "python -m namernn_fast: error: "
@@ -220,3 +220,30 @@ def test_processor_names_say_whether_avx512_is_switched_off(flags, capability, n
     monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert cpu_name() == name
+
+
+def test_a_cell_of_a_user_races_a_loop_over_its_function(raced, capsys):
+    name = "equation_cells:rnn_equation"
+    try:
+        assert cli.main(["bench", "--cell", name, "--quick"]) == 0
+    finally:
+        for names in (LAYERS_OF, GATES, timed_calls.CLASSES):
+            del names[name]
+    output = capsys.readouterr().out
+    assert "Results of rnn_equation layer are within the error budget in all 4" in output
+    assert "forward: loop over rnn_equation" in output
+    assert "packed" not in output
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("sru", "is neither one of rnn, gru, lstm, nor MODULE:NAME of a cell"),
+        ("equation_cells:missing", "has no attribute 'missing'"),
+        ("equation_cells:TWINS", "is not a cell made by recurrent_cell"),
+    ],
+)
+def test_what_is_no_cell_is_rejected(cell, text, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--cell", cell, "--quick"])
+    assert text in capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_traced_layer_accepts_other_batch_sizes(kind):
 def test_tracing_with_lengths_requires_torch_no_grad(kind):
     module = WithLengths(kind.layer(3, 4))
     x, lengths = torch.randn(6, 2, 3), torch.tensor([4, 6])
-    with pytest.raises(RuntimeError, match=r"trace it under torch\.no_grad\(\)"):
+    with pytest.raises(RuntimeError, match=r"trace the call under torch\.no_grad\(\)"):
         torch.jit.trace(module, (x, lengths))
     with pytest.raises(RuntimeError, match="use dynamo=True"):
         torch.onnx.export(module, (x, lengths), io.BytesIO(), dynamo=False)

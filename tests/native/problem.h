@@ -295,7 +295,8 @@ struct Arguments {
           ids.data()[shape.row(t, b)] = random.below(p.V);
         }
       }
-      layer.table = {rows_of<const int64_t>(p, ids.data(), 1), layer.parameters[kWeightIh], p.V};
+      layer.table = {rows_of<const int64_t>(p, ids.data(), 1), layer.parameters[kWeightIh], p.V,
+                     nullptr};
       layer.parameters[kWeightIh] = nullptr;
     } else {
       layer.input = rows_of<const Storage>(p, input.data(), p.input_features());

@@ -180,7 +180,7 @@ class Stack {
       layer.parameters[p] = parameters_[k * kParameters + p].data_or_null();
     }
     if (k == 0) {
-      layer.table = {{ids_.data(), 0, 1}, layer.parameters[kWeightIh], p_.V};
+      layer.table = {{ids_.data(), 0, 1}, layer.parameters[kWeightIh], p_.V, nullptr};
       layer.parameters[kWeightIh] = nullptr;
     } else {
       layer.D = p_.H;

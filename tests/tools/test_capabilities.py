@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.harness.paths import CAPABILITIES
-from tools.capabilities import LAYERS, NO, ROWS, STEPS, YES, attempt, note_of
+from tools.capabilities import FUSED, LAYERS, NO, ROWS, STEPS, YES, attempt, note_of
 
 
 def published():
@@ -43,7 +43,7 @@ def test_notes_name_their_layers_if_a_row_has_several_notes(entries, note):
 
 
 @pytest.mark.covering(0)
-@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("Fused")])
+@pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize(
     "label", [pytest.param(label, marks=[pytest.mark.slow] * ROWS[label].slow) for label in ROWS]
 )
