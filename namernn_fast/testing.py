@@ -26,7 +26,7 @@ import copy
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -114,8 +114,11 @@ class ErrorBudget:
             BudgetError: if the shapes differ, or if there is a NaN in a result.
         """
         seen = self.results[name]
-        seen.ours = max(seen.ours, max_error(ours, reference))
-        seen.theirs = max(seen.theirs, max_error(theirs, reference))
+        try:
+            seen.ours = max(seen.ours, max_error(ours, reference))
+            seen.theirs = max(seen.theirs, max_error(theirs, reference))
+        except BudgetError as error:
+            raise BudgetError(f"{name}: {error}") from None
         seen.reference = max(seen.reference, _largest(reference))
 
     def add_nearby(
@@ -163,6 +166,7 @@ def assert_within_budget(
     theirs: Mapping[str, Tensor],
     reference: Mapping[str, Tensor],
     precision: Precision = "highest",
+    nearby: Sequence[Mapping[str, Tensor]] = (),
 ) -> None:
     """Checks the error budget of named results, with one draw for each name.
 
@@ -170,6 +174,7 @@ def assert_within_budget(
         ours, theirs: The results under test and the results of `nn.RNN`, in one dtype.
         reference: The oracle's results, in higher precision than that dtype.
         precision: The precision of float32 products, which other dtypes ignore.
+        nearby: The oracle's results for arguments with rounding errors, as in `add_nearby`.
 
     Raises:
         BudgetError: if an error exceeds its budget, or if names or shapes differ.
@@ -187,6 +192,8 @@ def assert_within_budget(
     budget = ErrorBudget(next(iter(theirs.values())).dtype, precision=precision)
     for name, exact in reference.items():
         budget.add(name, ours[name], theirs[name], exact)
+        for sample, results in enumerate(nearby):
+            budget.add_nearby(name, sample, results[name], exact)
     budget.check()
 
 
@@ -249,14 +256,14 @@ def check_cell(
         for sample in range(NEARBY):
             nearby = copy.deepcopy(exact)
             for parameter in nearby.parameters():
-                parameter.data = _nudged(parameter.data, dtype, generator)
-            found = _results(nearby, [_nudged(value, dtype, generator) for value in drawn])
+                parameter.data = nudged(parameter.data, dtype, generator)
+            found = _results(nearby, [nudged(value, dtype, generator) for value in drawn])
             for name, reference in results[0].items():
                 budget.add_nearby(name, sample, found[name], reference)
     budget.check()
 
 
-def _nudged(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def nudged(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Returns `values` in float64, each with a random error of one unit in the last place."""
     signs = 2 * torch.randint(2, values.shape, generator=generator) - 1
     return values.double() * (1 + signs * torch.finfo(dtype).eps)

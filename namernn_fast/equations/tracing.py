@@ -8,6 +8,7 @@ import functools
 import itertools
 import linecache
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from traceback import walk_stack, walk_tb
 from types import FrameType
@@ -24,6 +25,8 @@ from .lowering import DECOMPOSED, POINTWISE
 INTERNAL = tuple(os.path.join(os.path.dirname(file), "") for file in (__file__, torch.__file__))
 MOVING = {"cat", "clone", "lift_fresh", "select_backward", "slice_backward", "_unsafe_view"}
 """Operations besides views that only move elements."""
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"}
+"""Operations that a step cannot use."""
 UNREAD = {"device", "dtype", "layout", "memory_format", "non_blocking", "pin_memory"}
 Place: TypeAlias = tuple[str, int] | None
 """The file and the line of a step, or None for an operation of autograd."""
@@ -33,6 +36,8 @@ def rejected(message: str, place: Place = None) -> ValueError:
     """Returns the error for a step that has no program. It quotes the line of the step."""
     if place:
         line = linecache.getline(*place).strip()
+        if re.search(r"\b(if|while)\b", line):
+            message += " (to choose by a value of the step, use torch.where)"
         message = f"{os.path.basename(place[0])}:{place[1]}: `{line}`: {message}"
     return ValueError(message)
 
@@ -72,8 +77,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return self._traced[id(tensor)][1]
         first = tensor.flatten()[:1]
         if tensor.requires_grad or tensor.numel() == 0 or not bool((tensor == first).all()):
-            if tensor.dim() > 1 and min(tensor.shape) > 1:
-                raise self._rejected("reads a matrix: only weight_hh multiplies a state, as u")
             raise self._rejected("reads a tensor that is not an argument: declare a parameter")
         return [self._number(float(first))]
 
@@ -101,6 +104,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             tensors = _tensors([*args, *kwargs.values()])
             if self._traced.keys().isdisjoint(map(id, tensors)):
                 return func(*args, **kwargs)
+            if name in PRODUCTS and self.is_forward:
+                raise self._rejected("multiplies by a matrix: only weight_hh does, so scale u")
             for tensor in tensors:
                 self.blocks_of(tensor)  # raises an error if it is not a constant
             result = self._run(func, name, args, kwargs)
@@ -133,7 +138,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         with self:
             result = lowered(*args, **kwargs)
         if result is NotImplemented:
-            raise NotImplementedError("kernels have neither it nor what it consists of")
+            raise NotImplementedError("the guide to cells lists the functions that kernels have")
         return result
 
     def _make(self, op: str, *sources: Any) -> Node:
@@ -307,13 +312,23 @@ def trace(
             results = result if isinstance(result, list | tuple) else [result]
             shapes = [tuple(getattr(tensor, "shape", ())) for tensor in results]
             if shapes != [sizes] * states:
-                what = f"{states} new states (rows, hidden_size), here {sizes}"
-                raise rejected(f"the step must return {what}, got {shapes}")
+                what = "1 tensor" if states == 1 else f"{states} tensors"
+                what += f" (rows, hidden_size), here {sizes}, for states={states}"
+                raise rejected(
+                    f"the step must return {what}, got {result if result is None else shapes}"
+                )
             new = [recorder.blocks_of(tensor)[0] for tensor in results]
             gradients = _gradients(recorder, results, leaves)
-        except RuntimeError as error:
+        except (IndexError, RuntimeError, TypeError) as error:
             place = _place_of(reversed([*walk_tb(error.__traceback__)]))
-            raise rejected(str(error), place) from error
+            hint = ""
+            if not isinstance(error, RuntimeError):
+                tuples = "x and u are tuples" if recurs else "x is a tuple"
+                hint = f" ({tuples} of gates={gates} tensors)"
+            elif not str(error).startswith(("aten.", "the gradient: ", "Boolean value")):
+                rows, units = sizes
+                hint = f" (traced with {rows} rows and {units} units: sizes must come from shapes)"
+            raise rejected(f"{error}{hint}", place) from error
     recorder.log.append(([node.index for node in (*new, *gradients.values())], None))
     return Recording(recorder.graph, new, gradients, recorder.log)
 

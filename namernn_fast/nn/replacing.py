@@ -66,12 +66,14 @@ def replace_rnn(
         model: any module, which may itself be a module to replace.
         cells: the cells whose modules are replaced: "rnn" for `nn.RNN` and `nn.RNNCell`, "gru" for
             `nn.GRU` and `nn.GRUCell`, "lstm" for `nn.LSTM` and `nn.LSTMCell`. Or a mapping that
-            replaces your own modules: from their class to a pair of a `RecurrentCell` and a
-            function of a module, which returns its weights by the names in the state_dict of
-            `EquationLayer` or, for a module of one step, `EquationCell`. Each module is replaced
-            with such a module, which has the same weights (parameters stay the same objects) and
-            the `batch_first`, `dropout` and `training` of the module. `restore_rnn` does not undo
-            this.
+            replaces your own modules: from their class to a tuple of a `RecurrentCell`, a function
+            of a module that returns its weights, and options of the layer. The weights have the
+            names in the state_dict of `EquationLayer` (`weight_ih_l0`) or, for a module of one
+            step, of `EquationCell` (`weight_ih`). Each module is replaced with such a module, which
+            has the same weights (parameters stay the same objects) and the `batch_first`,
+            `dropout` and `training` of the module, unless options have them. It is called like
+            `EquationLayer`, and its last states have a first dimension for layers and directions.
+            `restore_rnn` does not undo this.
 
     Returns:
         `model`, for chaining; with a mapping the new module, if `model` itself is replaced.
@@ -100,7 +102,7 @@ def replace_rnn(
         ...     x, h = loop.of_x, loop.of_h
         ...     weights = {"weight_ih_l0": x.weight, "weight_hh_l0": h.weight}
         ...     return weights | {"bias_ih_l0": x.bias, "bias_hh_l0": h.bias}
-        >>> replace_rnn(Loop(), {Loop: (rectified, weights_of)})
+        >>> replace_rnn(Loop(), {Loop: (rectified, weights_of, {"batch_first": False})})
         EquationLayer(rectified, 4, 8)
     """
     if isinstance(cells, Mapping):

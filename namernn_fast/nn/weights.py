@@ -61,7 +61,12 @@ def make_parameters(
     for name, (parameter, shape) in zip(module._weight_names(), shapes, strict=True):
         values, trainable = torch.empty(shape, device=device, dtype=dtype), True
         if parameter.init is not None:
-            values.copy_(parameter.init(own[parameter.name], module.hidden_size))
+            initial = parameter.init(own[parameter.name], module.hidden_size)
+            if initial.shape not in ((), shape[-1:], shape):
+                wanted = f"a number or have shape {tuple(shape)}"
+                got = f"got shape {tuple(initial.shape)}"
+                raise ValueError(f"{parameter.name} must be {wanted}, {got}")
+            values.copy_(initial)
             trainable = own[f"train_{parameter.name}"]
         module.register_parameter(name, torch.nn.Parameter(values, trainable))
     module.reset_parameters()
@@ -77,11 +82,11 @@ def checked_heads(module: Any) -> int:
 
 def draw_parameters(module: Any) -> None:
     """Draws initial parameters as torch's modules do, except for parameters with `init`."""
-    kept = tuple(parameter.name for parameter in module._cell.parameters if parameter.init)
+    described = ops.parameters_of(module._cell, ops.BIAS * module.bias)
     bound = module.hidden_size**-0.5 if module.hidden_size else 0.0
-    for name, weight in module.named_parameters():
-        if not name.startswith(kept):
-            torch.nn.init.uniform_(weight, -bound, bound)
+    for name, parameter in zip(module._weight_names(), itertools.cycle(described)):
+        if parameter.init is None:
+            torch.nn.init.uniform_(getattr(module, name), -bound, bound)
 
 
 def what_else_runs(module: torch.nn.Module) -> str | None:

@@ -119,6 +119,53 @@ def test_weights_prepared_for_another_program_are_rejected():
             module(x)
 
 
+@pytest.mark.parametrize("names", [["w"], ["b", "weight"], ["p", "p1", "p12"]], ids=str)
+def test_parameters_whose_names_start_alike_are_drawn(names):
+    """Also parameters of layers whose names start with the name of a parameter of the cell."""
+
+    def step(x, u, h, **own):
+        return torch.tanh(x[0] + u[0] + sum(own.values()))
+
+    cell = recurrent_cell(gates=1, parameters=dict.fromkeys(names, 0.0) | {"drawn": None})(step)
+    for make in (cell.layer, cell.loop, cell.step_module, functools.partial(cell.token_layer, 9)):
+        module = make(3, 16)
+        own = [f"{name}{suffix}" for name in names for suffix in ("", "_l0")]
+        for _ in range(2):
+            for name, weight in module.named_parameters():
+                if "embedding" in name:
+                    continue
+                if name.rpartition(".")[2] in own:
+                    assert not weight.any()
+                else:
+                    assert weight.abs().max() <= 0.25
+                    assert weight.unique().numel() == weight.numel()
+                    torch.nn.init.constant_(weight, 7)
+            getattr(module, "rnn", module).reset_parameters()
+
+
+def test_streams_take_inputs_of_any_name():
+    @recurrent_cell(gates=1, number_inputs=["dt"])
+    def decaying(x, u, h, dt):
+        return torch.tanh(x[0] + u[0]) * torch.exp(-dt)
+
+    layer, x, dt = decaying.layer(3, 8, 2), torch.randn(5, 2, 3), torch.rand(5, 2, 1)
+    for module in (layer, decaying.step_module(3, 8)):
+        stream = module.prepare().stream(2)
+        rows = torch.stack([stream(x[t], dt=dt[t]) for t in range(5)])
+        assert rows.isfinite().all()
+        if module is layer:
+            torch.testing.assert_close(rows, layer(x, dt=dt)[0])
+    with pytest.raises(TypeError, match="a stream of decaying takes no argument 'du', only dt"):
+        stream(x[0], du=dt[0])
+    with pytest.raises(ValueError, match="dt needs a decaying layer that reads features"):
+        decaying.token_layer(9, 3, 8).prepare().stream(2)(torch.zeros(2).long(), dt=dt[0])
+
+
+def test_initial_values_of_the_wrong_shape_are_rejected():
+    with pytest.raises(ValueError, match=r"rate must be a number or have shape \(8,\), got shape"):
+        leaky_equation.layer(3, 8, rate=torch.ones(3))
+
+
 def test_a_cell_is_pickled_by_its_name():
     assert pickle.loads(pickle.dumps(gru_equation)) is gru_equation
 
@@ -187,7 +234,7 @@ def test_steps_cannot_multiply_by_matrices():
     def step(x, u, h):
         return torch.tanh(x[0] + h @ matrix)
 
-    with pytest.raises(ValueError, match="reads a matrix: only weight_hh multiplies a state, as u"):
+    with pytest.raises(ValueError, match="multiplies by a matrix: only weight_hh does, so scale u"):
         recurrent_cell(gates=1)(step)
 
 

@@ -118,11 +118,21 @@ def test_layers_directions_and_own_parameters_are_taken_from_the_names():
 def test_replacements_that_cannot_work_leave_the_model_unchanged():
     model = nn.ModuleList([Step(3, 8), Loop(3, 8)])
     wrong = {**REPLACEMENTS, Loop: (rnn_equation, weights_of)}
-    text = r"replace_rnn cannot replace 1, a Loop: its weights are not those of <recurrent cell rnn"
+    text = r"replace_rnn cannot replace 1, a Loop: it does not fit <recurrent cell rnn"
     with pytest.raises(ValueError, match=text):
         replace_rnn(model, wrong)
-    with pytest.raises(ValueError, match=r"weight_ih is missing, got both \(24, 11\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"weight_ih_l0 of a layer, or weight_ih of a step, is missing, got both \(24, 11\)",
+    ):
         replace_rnn(model, {Loop: (gru_equation, lambda m: {"both": m.both.weight})})
+    del model[1].batch_first
+    with pytest.raises(ValueError, match="the layout of its input is unknown: add options"):
+        replace_rnn(model, REPLACEMENTS)
+    options = {"batch_first": True, "batch_invariant": True}
+    layer = replace_rnn(model[1], {Loop: (gru_equation, weights_of, options)})
+    assert layer.batch_first
+    assert layer.batch_invariant
     model[0].register_forward_hook(lambda *_: None)
     with pytest.raises(RuntimeError, match="replace_rnn cannot replace 0, a Step: it has hooks"):
         replace_rnn(model, REPLACEMENTS)

@@ -156,10 +156,13 @@ class Stream:
         """Checks the arguments for `Cell.inputs`; returns them in the dtype and device of frame."""
         rnn = self._prepared._layer
         for name in inputs:
-            if not called_with(name):
-                raise TypeError(f"a stream takes no argument {name!r}")
-            if self._takes_ids or name not in rnn._cell.input_names:
-                raise ValueError(f"{name} needs a {called_with(name)} layer that reads features")
+            known = rnn._cell.input_names
+            if name not in known and not called_with(name):
+                only = f", only {', '.join(known)}" if known else ""
+                raise TypeError(f"a stream of {rnn._cell.name} takes no argument {name!r}{only}")
+            if self._takes_ids or name not in known:
+                whose = called_with(name) or rnn._cell.name
+                raise ValueError(f"{name} needs a {whose} layer that reads features")
         beside = []
         for described in rnn._cell.inputs if inputs else ():
             name, size = described.name, described.features(rnn.hidden_size)
