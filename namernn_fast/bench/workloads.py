@@ -27,7 +27,7 @@ LAYERS_OF = {
     if cell.torch is not None
 }
 """The names of torch's layer and the fused layer, by the name of their cell."""
-GATES = {name: CELLS[name].gates for name in LAYERS_OF}
+GATES = {name: cell.gates for name, cell in CELLS.items()}
 """The number of blocks of hidden_size rows in the weights of a layer, by the name of its cell."""
 LAYERS = BASELINE, FUSED = LAYERS_OF[VANILLA.name]
 

@@ -416,7 +416,8 @@ def test_the_schema_marks_the_states_as_mutable():
     assert all(result.alias_info is None for result in schema.returns)
     panels = KINDS["lstm"].layer(5, 20, proj_size=3).prepare()._panels
     states = [torch.zeros(1, 4, 3), torch.zeros(1, 4, 20)]
-    arguments = panels.tensor, states, torch.randn(4, 5), torch.arange(4), (), panels.options
+    rest = torch.randn(4, 5), torch.arange(4), (), panels.options
+    arguments = panels.cell.number, panels.tensor, states, *rest
     torch.library.opcheck(torch.ops.namernn_fast.step.default, arguments)
     rows = torch.tensor([3, 1], dtype=torch.int32)
     torch.library.opcheck(torch.ops.namernn_fast.checked_rows.default, (rows, 4))
@@ -429,11 +430,11 @@ def test_the_step_operator_rejects_invalid_tensors():
     others = torch.zeros(10**5), torch.zeros(2), panels.tensor[:-8], panels.tensor.double()
     for prepared in others:
         with pytest.raises(RuntimeError, match="prepared must come from"):
-            run(prepared, [states], x, None, (), options)
+            run(panels.cell.number, prepared, [states], x, None, (), options)
     transposed = torch.zeros(1, 20, 4).mT
     for wrong in ([], [states[0]], [states.double()], [states] * 2, [states] * 3, [transposed]):
         with pytest.raises(RuntimeError, match=r"states? must"):
-            run(panels.tensor, wrong, x, None, (), options)
+            run(panels.cell.number, panels.tensor, wrong, x, None, (), options)
 
 
 def test_explain_describes_streams(kind, way):

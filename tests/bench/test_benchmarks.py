@@ -438,10 +438,10 @@ def test_a_wrong_workload_does_not_stop_other_workloads(repository, monkeypatch)
     ]
     monkeypatch.setattr(memory, "process_of", lambda layer: ThreadPoolExecutor(1))
 
-    def planted(ours, theirs, oracle):
+    def planted(ours, theirs, oracle, **more):
         if ours["h_n"].shape[1] == 16 and "grad weight_ih_l0" not in ours:
             ours = ours | {"h_n": ours["h_n"] + 1e-3}
-        gate(ours, theirs, oracle)
+        gate(ours, theirs, oracle, **more)
 
     monkeypatch.setattr(timed_calls, "assert_within_budget", planted)
     monkeypatch.setattr(pages, "time_budget", lambda *_: QUICK)
