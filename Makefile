@@ -138,6 +138,7 @@ bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.eight_bits $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.projections $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.leaky $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.equations $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.precision $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.prepared $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.streams $(RECORDING)

@@ -10,6 +10,7 @@ from benchmarks.cases import __main__ as cases
 from benchmarks.cpu import (
     applications,
     eight_bits,
+    equations,
     fading,
     first_call,
     grid,
@@ -49,6 +50,7 @@ STUDIES = (
     eight_bits,
     projections,
     leaky,
+    equations,
     streams,
     steps,
     fading,

@@ -28,17 +28,15 @@ from .machine import cpu_name
 from .plot import Points, Timings, draw, speed_up, speed_ups
 from .race import QUICK, Rounds, TimeBudget, TimedCall, keep_freed_memory, race
 from .tables import duration, markdown, ratio
-from .timed_calls import CLASSES, Input, gated_calls, rows_of_oracle
+from .timed_calls import CLASSES, Input, add_cell, gated_calls, rows_of_oracle
 from .workloads import (
     DENSE,
     FORWARD,
-    GATES,
     LAYERS_OF,
     MODES,
     PACKED,
     SIZES,
     TRAINING,
-    Layers,
     Workload,
 )
 
@@ -122,8 +120,7 @@ def _cell(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither {wanted}: {error}") from None
     if not isinstance(cell, RecurrentCell):
         raise argparse.ArgumentTypeError(f"{text!r} is not a cell made by recurrent_cell")
-    LAYERS_OF[text] = Layers(f"loop over {name}", f"{name} layer")
-    GATES[text], CLASSES[text] = cell._cell.gates, (cell.loop, cell.layer)
+    add_cell(text, cell)
     return text
 
 

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import CELLS, cell_of
+from ..nn import RecurrentCell
 from ..nn.states import states_in
 from ..nn.weights import CLASSES as FUSED_CLASSES
 from ..ops import state_sizes
 from ..testing import NEARBY, assert_within_budget, nudged
 from .race import TimedCall
-from .workloads import FORWARD, TRAINING, Workload
+from .workloads import FORWARD, GATES, LAYERS_OF, TRAINING, Layers, Workload
 
 # The float64 oracle computes at most ORACLE_WORK multiply-adds, but at least ORACLE_ROWS rows.
 ORACLE_WORK = 2**28
@@ -34,6 +35,14 @@ CLASSES: dict[str, tuple[Callable[..., nn.RNNBase], Callable[..., nn.RNNBase]]] 
     if cell.torch is not None
 }
 """The classes of torch's layer and the fused layer, in this order, by the name of their cell."""
+
+
+def add_cell(text: str, cell: RecurrentCell) -> None:
+    """Adds a user's cell to the cells to race, by the name `text`: a loop and its layer."""
+    name = cell._cell.name
+    LAYERS_OF[text] = Layers(f"loop over {name}", f"{name} layer")
+    GATES[text], CLASSES[text] = cell._cell.gates, (cell.loop, cell.layer)
+
 
 Input = Tensor | PackedSequence
 Parameters = tuple[nn.Parameter, ...]
