@@ -254,19 +254,32 @@ def check_cell(
         # Norms and long sequences amplify rounding: measure how much, with values that are off by
         # one unit in the last place.
         for sample in range(NEARBY):
-            nearby = copy.deepcopy(exact)
-            for parameter in nearby.parameters():
-                parameter.data = nudged(parameter.data, dtype, generator)
-            found = _results(nearby, [nudged(value, dtype, generator) for value in drawn])
+            found = _results(*nudged(exact, drawn, dtype, generator))
             for name, reference in results[0].items():
                 budget.add_nearby(name, sample, found[name], reference)
     budget.check()
 
 
-def nudged(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Returns `values` in float64, each with a random error of one unit in the last place."""
-    signs = 2 * torch.randint(2, values.shape, generator=generator) - 1
-    return values.double() * (1 + signs * torch.finfo(dtype).eps)
+def nudged(
+    model: torch.nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Any, list[Tensor]]:
+    """Returns copies of an oracle and its inputs, each value off by one unit in the last place.
+
+    Args:
+        model: An oracle in float64.
+        inputs: Its inputs.
+        dtype: The dtype of the results under test.
+        generator: Draws the signs of the errors.
+    """
+
+    def nudge(values: Tensor) -> Tensor:
+        signs = 2 * torch.randint(2, values.shape, generator=generator) - 1
+        return values.double() * (1 + signs * torch.finfo(dtype).eps)
+
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data = nudge(parameter.data)
+    return model, [*map(nudge, inputs)]
 
 
 def _results(model: Any, drawn: list[Tensor]) -> dict[str, Tensor]:

@@ -157,7 +157,7 @@ TESTED = {cell.name: Kind(cell) for cell in TESTED_CELLS}
 EQUATION_KINDS = {name: Equation(cell, KINDS.get(twin)) for name, (cell, twin) in TWINS.items()}
 """The kinds of cells that are written as equations."""
 TRIED_EQUATIONS = "gru_equation", "leaky_equation"
-"""The kinds of equations that tests of every kind of layer take, in `make test-all`."""
+"""In `make test-all`, the tests of all kinds of layers also run these kinds of equations."""
 SLOW_KINDS = EQUATION_KINDS.keys() - {"gru_equation"}
 """The kinds that only `make test-all` tests, except in tests of equations."""
 EVERY = {**VARIANTS, **TESTED, **EQUATION_KINDS}

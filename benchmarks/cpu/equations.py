@@ -18,7 +18,7 @@ from benchmarks.harness.paths import DOCS
 from benchmarks.harness.study import Calls, Study, draw_input, grid
 from namernn_fast import RecurrentCell
 from namernn_fast.bench.timed_calls import add_cell, call_of, gated_calls
-from namernn_fast.bench.workloads import Layers
+from namernn_fast.bench.workloads import GATES, Layers
 
 STEPS, INPUT_SIZE = 64, 64
 SIZES = [(hidden, batch) for hidden in (64, 256, 512) for batch in (1, 16, 64)]
@@ -27,17 +27,25 @@ COMPILED = {("minimal_gated", 64, 1), ("minimal_gated", 256, 16)}
 LOOP, COMPILED_LOOP, LAYER = "loop", "compiled loop", "layer"
 
 
+PAGE = (DOCS / "guides" / "cells.md").read_text(encoding="utf-8")
+BLOCKS = [
+    block
+    for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    if "recurrent_cell" in block  # not the calls at the end of the page
+]
+"""The code in the page that imports or defines cells."""
+
+
 def cells_of_page() -> dict[str, RecurrentCell]:
     """Returns the cells that docs/guides/cells.md defines, by name."""
     names: dict[str, Any] = {}
-    page = (DOCS / "guides" / "cells.md").read_text(encoding="utf-8")
-    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
-        if "recurrent_cell" in block:  # not the calls at the end of the page
-            exec(block, names)
+    for block in BLOCKS:
+        exec(block, names)
     return {name: cell for name, cell in names.items() if isinstance(cell, RecurrentCell)}
 
 
 CELLS = cells_of_page()
+GATES.update((name, cell._cell.gates) for name, cell in CELLS.items())
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,6 @@ class Equation(Workload):
     @property
     def layers(self) -> Layers:
         return Layers(LOOP, LAYER)
-
-    @property
-    def row_work(self) -> int:
-        columns = CELLS[self.cell]._cell.gates * self.hidden_size
-        return STEPS * columns * (self.input_size + self.hidden_size)
 
 
 def calls(case: Equation) -> Calls:

@@ -29,16 +29,7 @@ from .plot import Points, Timings, draw, speed_up, speed_ups
 from .race import QUICK, Rounds, TimeBudget, TimedCall, keep_freed_memory, race
 from .tables import duration, markdown, ratio
 from .timed_calls import CLASSES, Input, add_cell, gated_calls, rows_of_oracle
-from .workloads import (
-    DENSE,
-    FORWARD,
-    LAYERS_OF,
-    MODES,
-    PACKED,
-    SIZES,
-    TRAINING,
-    Workload,
-)
+from .workloads import DENSE, FORWARD, LAYERS_OF, MODES, PACKED, SIZES, TRAINING, Workload
 
 SECONDS = 45.0
 """The default total time for all rounds, in seconds; checking results takes another 25%."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
-from ..cells import Cell, called_with
+from ..cells import Cell, called_with, only
 from ..machine import transfers
 from ..machine.context import is_compiling, is_jit_tracing
 from ..machine.torch_private import _assert_async
@@ -84,7 +84,7 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
     input: Any = call.data
     if name not in cell.input_names:
         if not called_with(name):
-            known = f", only {', '.join(cell.input_names)}" if cell.inputs else ""
+            known = only(cell.input_names)
             raise TypeError(f"a call of {cell.layer} takes no argument {name!r}{known}")
         raise ValueError(
             f"{name} must be None for a {cell.layer}: only {called_with(name)} cells take {name}"

@@ -4,7 +4,8 @@
 cell, except to repeat torch's wording in errors.
 """
 
-from typing import Literal, Protocol, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 
@@ -27,6 +28,8 @@ __all__ = [
     "called_with",
     "cell_of",
     "cell_passed",
+    "only",
+    "user_cell",
 ]
 
 NUMBERED: list[Cell] = [VANILLA, GRU, LSTM, LEAKY]
@@ -44,6 +47,15 @@ class HasCell(Protocol):
 
     _cell: Cell
 
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Computes one step."""
+
+
+def user_cell(cell: object) -> Cell | None:
+    """Returns the cell that a `RecurrentCell` describes, or None for any other value."""
+    described = getattr(cell, "_cell", None)
+    return described if isinstance(described, Cell) else None
+
 
 def cell_passed(cell: CellName | HasCell) -> Cell:
     """Returns the cell that a user passes as an argument `cell`.
@@ -51,8 +63,8 @@ def cell_passed(cell: CellName | HasCell) -> Cell:
     Raises:
         ValueError: the argument is neither a cell's name nor a `RecurrentCell`.
     """
-    found = CELLS.get(cell) if isinstance(cell, str) else getattr(cell, "_cell", None)
-    if not isinstance(found, Cell):
+    found = CELLS.get(cell) if isinstance(cell, str) else user_cell(cell)
+    if found is None:
         names = ", ".join(CELLS)
         raise ValueError(f"cell must be one of {names}, or a recurrent_cell, got {cell!r}")
     return found
@@ -67,3 +79,9 @@ def cell_of(layer: torch.nn.Module) -> Cell:
 def called_with(name: str) -> str:
     """Returns the names of the cells that take this input, for error messages; "" if none does."""
     return " or ".join(cell.name for cell in NUMBERED if name in cell.input_names)
+
+
+def only(names: Iterable[str]) -> str:
+    """Returns the end of an error about an unknown argument, which lists the known names if any."""
+    listed = ", ".join(names)
+    return f", only {listed}" if listed else ""

@@ -75,6 +75,19 @@ def initial_values(values: Any, hidden_size: int, default: Any = None) -> Tensor
     return torch.as_tensor(default if values is None else values, dtype=torch.float64)
 
 
+def products_of_h(
+    h: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, gates: int
+) -> tuple[Tensor, ...]:
+    """Returns W_hh h + b_hh for each gate; weight_hh may be block-diagonal, with heads of h."""
+    head = weight_hh.shape[1]
+    if head == h.shape[1]:
+        return linear(h, weight_hh, bias_hh).chunk(gates, 1)
+    blocks = weight_hh.split(head)  # one for each gate and head
+    of_heads = zip(itertools.cycle(h.split(head, 1)), blocks, strict=False)
+    u = torch.cat([linear(*of_head) for of_head in of_heads], 1)
+    return (u if bias_hh is None else u + bias_hh).chunk(gates, 1)
+
+
 def _make_step(
     program: Program, weights: LayerWeights, *, nonlinearity: str, in_place: bool
 ) -> Step:
@@ -85,23 +98,13 @@ def _make_step(
     weight_hh = weights.get("weight_hh")
     bias_hh = weights.get("bias_hh") if program.separate else None
 
-    def products(h: Tensor) -> tuple[Tensor, ...]:
-        assert weight_hh is not None
-        head = weight_hh.shape[1]
-        if head == h.shape[1]:
-            return linear(h, weight_hh, bias_hh).chunk(gates, 1)
-        blocks = weight_hh.split(head)  # one for each gate and head
-        of_heads = zip(itertools.cycle(h.split(head, 1)), blocks, strict=False)
-        u = torch.cat([linear(*of_head) for of_head in of_heads], 1)
-        return (u if bias_hh is None else u + bias_hh).chunk(gates, 1)
-
     def step(x: Tensor, states: Tensor) -> Tensor:
         size = states.shape[1] // program.states
         previous = states.split(size, 1)
         widths = [1 if is_number else size for _, is_number in program.inputs]
         given = x.shape[1] > gates * size
         sums, *beside = x.split([gates * size, *(widths if given else [])], 1)
-        u = products(previous[0]) if program.has_weight_hh else ()
+        u = () if weight_hh is None else products_of_h(previous[0], weight_hh, bias_hh, gates)
         of_step = program.sums(sums.chunk(gates, 1), u)
         inputs = beside if given else [None] * len(widths)
         return torch.cat(evaluate(program, of_step, previous, inputs, blocks), 1)

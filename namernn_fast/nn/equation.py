@@ -69,7 +69,7 @@ class RecurrentCell:
 
         Takes the arguments of `layer`.
         """
-        return EquationLoop(*sizes, cell=self, step=self._step, **options)
+        return EquationLoop(*sizes, cell=self, **options)
 
     def apply(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.types import Device
 
-from ..cells import Cell, HasCell
+from ..cells import Cell, HasCell, only, user_cell
 from .base.layer import CustomLayer
 from .base.step_module import CustomStepModule
 from .base.token_layer import TokenLayer
@@ -139,8 +139,8 @@ class TokenEquationLayer(TokenLayer[Any]):
 
 def _described(cell: HasCell) -> Cell:
     """Returns what a `RecurrentCell` describes, or raises TypeError for any other value."""
-    described = getattr(cell, "_cell", None)
-    if not isinstance(described, Cell):
+    described = user_cell(cell)
+    if described is None:
         raise TypeError(f"cell must be a RecurrentCell, made by recurrent_cell, got {cell!r}")
     return described
 
@@ -155,6 +155,6 @@ def _own_options(cell: Cell, given: Mapping[str, Any]) -> dict[str, Any]:
     options |= {f"train_{parameter.name}": True for parameter in cell.own}
     options |= {"heads": 1} if cell.can_have_heads else {}
     if unknown := given.keys() - options.keys():
-        known = f", only {', '.join(options)}" if options else ""
-        raise TypeError(f"a {cell.name} module takes no argument {min(unknown)!r}{known}")
+        name = min(unknown)
+        raise TypeError(f"a {cell.name} module takes no argument {name!r}{only(options)}")
     return options | {**given}

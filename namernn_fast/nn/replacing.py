@@ -109,9 +109,7 @@ def replace_rnn(
         _check_module(model)
         replacements = cells
         if not any(type(module) in replacements for module in model.modules()):
-            names = ", ".join(cls.__name__ for cls in replacements)
-            what = f"the {type(model).__qualname__} has none of {names}"
-            warnings.warn(f"replace_rnn replaced nothing: {what}", stacklevel=2)
+            _warn_nothing_replaced(model, replacements)
         return _exchange(model, lambda name, module: module_like(name, module, replacements))
     if isinstance(cells, str):
         raise TypeError(f"cells must be a sequence such as ({cells!r},), got the string {cells!r}")
@@ -141,7 +139,7 @@ def _scripted(model: torch.nn.Module, classes: dict[type, type]) -> list[str]:
     ]
 
 
-def _warn_nothing_replaced(model: torch.nn.Module, classes: dict[type, type]) -> None:
+def _warn_nothing_replaced(model: torch.nn.Module, classes: Mapping[type, Any]) -> None:
     """Warns that no module of `model` was replaced."""
     left_alone = sorted(
         {
@@ -150,7 +148,7 @@ def _warn_nothing_replaced(model: torch.nn.Module, classes: dict[type, type]) ->
             if isinstance(module, tuple(classes))
         }
     )
-    names = ", ".join(f"nn.{plain.__name__}" for plain in classes)
+    names = ", ".join(f"nn.{cls.__name__}" if cls in FUSED_OF else cls.__name__ for cls in classes)
     subclasses = f", only subclasses: {', '.join(left_alone)}" if left_alone else ""
     warnings.warn(
         f"replace_rnn replaced nothing: the {type(model).__qualname__} has none of {names}"

@@ -10,7 +10,7 @@ from torch.autograd.graph import increment_version
 
 from ...call import given, tokens
 from ...call.options import batch_invariant_is_on, precision_bits
-from ...cells import called_with
+from ...cells import called_with, only
 from ...machine import forks
 from ...machine.context import (
     functorch_is_active,
@@ -155,16 +155,16 @@ class Stream:
     def _beside(self, frame: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
         """Checks the arguments for `Cell.inputs`; returns them in the dtype and device of frame."""
         rnn = self._prepared._layer
+        cell = rnn._cell
         for name in inputs:
-            known = rnn._cell.input_names
-            if name not in known and not called_with(name):
-                only = f", only {', '.join(known)}" if known else ""
-                raise TypeError(f"a stream of {rnn._cell.name} takes no argument {name!r}{only}")
-            if self._takes_ids or name not in known:
-                whose = called_with(name) or rnn._cell.name
+            whose = called_with(name) or (cell.name if name in cell.input_names else "")
+            if not whose:
+                known = only(cell.input_names)
+                raise TypeError(f"a stream of {cell.name} takes no argument {name!r}{known}")
+            if self._takes_ids or name not in cell.input_names:
                 raise ValueError(f"{name} needs a {whose} layer that reads features")
         beside = []
-        for described in rnn._cell.inputs if inputs else ():
+        for described in cell.inputs if inputs else ():
             name, size = described.name, described.features(rnn.hidden_size)
             if name not in inputs:
                 beside.append(described.zeros(frame, rnn.hidden_size))
