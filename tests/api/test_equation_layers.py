@@ -8,10 +8,11 @@ import re
 import pytest
 import torch
 from equation_cells import MORE, TWINS, gru_equation, leaky_equation
-from kinds import EVERY, map_states, needs_extension, tensors_in
+from kinds import EVERY, flat, map_states, needs_extension, tensors_in
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from namernn_fast import EquationLayer, explain, last_state, recurrent_cell
+from namernn_fast.testing import ErrorBudget
 
 CELLS = [*TWINS, *MORE]
 
@@ -51,35 +52,44 @@ def inputs_of(cell, *rows):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_all_modules_compute_what_the_layer_computes(cell, dtype, path):
     """Prepared layers, streams, step modules, token layers and `apply`, of any cell."""
-    kind = EVERY[cell]
+    kind, budget = EVERY[cell], ErrorBudget(dtype)
     layer = kind.layer(3, 8, num_layers=2, dtype=dtype).requires_grad_(False)
+    precise = kind.layer(3, 8, num_layers=2, dtype=torch.float64).requires_grad_(False)
+    precise.load_state_dict(layer.state_dict())
     embedding, ids = torch.randn(9, 3).to(dtype), torch.randint(9, (5, 2))
     x = embedding[ids]
     inputs = {name: value.to(dtype) for name, value in inputs_of(cell, 5, 2).items()}
-    wanted, last = layer(x, **inputs)
-    close = functools.partial(torch.testing.assert_close, rtol=0.02, atol=0.02)
-    if dtype != torch.bfloat16:
-        close = torch.testing.assert_close
-    prepared, stream = layer.prepare(), layer.prepare().stream(2)
-    close(prepared(x, **inputs), (wanted, last))
+    of_inputs = {name: value.double() for name, value in inputs.items()}
+
+    def compare(what, found, given, of_precise):
+        """Adds output and last states, or only the last of these, to the budget."""
+        expected = flat(layer(x, **given)), flat(precise(x.double(), **of_precise))
+        theirs, exact = (results[-len(found) :] for results in expected)
+        for k, triple in enumerate(zip(found, theirs, exact, strict=True)):
+            assert triple[0].dtype == dtype
+            budget.add((what, k), *triple)
+
+    compare("prepared", flat(layer.prepare()(x, **inputs)), inputs, of_inputs)
+    stream = layer.prepare().stream(2)
     frames = [
         stream(frame, **{name: value[t] for name, value in inputs.items()})
         for t, frame in enumerate(x)
     ]
-    close(torch.stack(frames), wanted)
     states = [state.to(dtype) for state in tensors_in(stream.states)]
-    close(states, [*tensors_in(last)])
-    close(kind.run(x, None, [*layer.parameters()], **inputs), (wanted, last))
+    compare("stream", (torch.stack(frames), *states), inputs, of_inputs)
+    applied = kind.run(x, None, [*layer.parameters()], **inputs)
+    compare("apply", flat(applied), inputs, of_inputs)
     tokens = kind.tokens(9, 3, 8, num_layers=2, dtype=dtype).requires_grad_(False)
     tokens.rnn.load_state_dict(layer.state_dict())
     tokens.embedding.weight.copy_(embedding)
     for model in (tokens, tokens.prepare()):
-        close(model(ids), layer(x))
-        close(model.last_state(ids), layer(x)[1])
-    close(
-        last_state(ids, None, [*layer.parameters()], cell=kind.passed, embedding=embedding),
-        layer(x)[1],
-    )
+        compare(f"ids of a {type(model).__name__}", flat(model(ids)), {}, {})
+        last = tensors_in(model.last_state(ids))
+        compare(f"last state of a {type(model).__name__}", last, {}, {})
+    named = {"cell": kind.passed, "embedding": embedding}
+    last = tensors_in(last_state(ids, None, [*layer.parameters()], **named))
+    compare("last_state", last, {}, {})
+    budget.check()
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -121,7 +131,7 @@ def test_weights_prepared_for_another_program_are_rejected():
 
 @pytest.mark.parametrize("names", [["w"], ["b", "weight"], ["p", "p1", "p12"]], ids=str)
 def test_parameters_whose_names_start_alike_are_drawn(names):
-    """Also parameters of layers whose names start with the name of a parameter of the cell."""
+    """For example, `weight_ih_l0` is drawn although the cell has a parameter `w`."""
 
     def step(x, u, h, **own):
         return torch.tanh(x[0] + u[0] + sum(own.values()))

@@ -3,8 +3,6 @@
 import ast
 import copy
 import functools
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,27 +10,11 @@ from kinds import needs_extension
 from torch import exp, relu, sigmoid, tanh
 from torch.nn.functional import linear
 
-from namernn_fast import RecurrentCell, explain
+from benchmarks.cpu.equations import BLOCKS, CELLS
+from namernn_fast import explain
 from namernn_fast.testing import assert_within_budget
 
-PAGE = Path(__file__).parents[2] / "docs" / "guides" / "cells.md"
-BLOCKS = [
-    block
-    for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-    if "recurrent_cell" in block  # imports or defines a cell
-]
 STEPS, BATCH, INPUT, HIDDEN = 9, 5, 4, 7
-
-
-def defined():
-    """Runs the definitions in the page. Returns the cells by name."""
-    names = {}
-    for block in BLOCKS:
-        exec(block, names)
-    return {name: cell for name, cell in names.items() if isinstance(cell, RecurrentCell)}
-
-
-CELLS = defined()
 
 
 class Parameters:
@@ -171,7 +153,7 @@ def fused(layer, x, *states, **inputs):
 
 
 def results(run, layer, arguments, inputs):
-    """Returns the results of a run and all gradients of a weighted sum of them, by name."""
+    """Runs a layer, and returns the results and the gradients of their weighted sum, by name."""
     dtype = layer.weight_ih_l0.dtype
     arguments = [values.to(dtype).requires_grad_() for values in arguments]
     inputs = {name: values.to(dtype).requires_grad_() for name, values in inputs.items()}
@@ -229,4 +211,4 @@ def test_cells_compute_the_equations_of_the_papers(name, path):
     theirs = results(functools.partial(paper, Parameters(layer)), layer, *given)
     assert_within_budget(results(functools.partial(fused, layer), layer, *given), theirs, exact)
     ours = results(functools.partial(fused, precise), precise, *given)
-    torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-10)
+    assert_within_budget(ours, exact, exact)  # nothing here is more precise than float64
