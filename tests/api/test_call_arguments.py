@@ -96,7 +96,7 @@ def test_replaced_and_prepared_models_accept_every_argument(kind):
         named = {"hx": None, **chosen}
         hx = named.pop("hx")
         torch.testing.assert_close(kind.run(input, hx, weights, **named), (output, states))
-        last = last_state(input, hx, weights, cell=kind.cell.name, **named)
+        last = last_state(input, hx, weights, cell=kind.passed, **named)
         torch.testing.assert_close(last, states)
 
 

@@ -392,6 +392,7 @@ def test_dispatch_modes_and_profilers_see_the_operator(kind):
 
 @for_backends
 def test_streams_can_be_compiled(kind, backend):
+    torch._dynamo.reset()  # Dynamo limits how often it compiles `advance`
     _, stream = make(kind, 5, 20, 2)
     x, out = torch.randn(6, 4, 5), torch.zeros(4, 20)
     other = stream.fork()

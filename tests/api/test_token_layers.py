@@ -80,7 +80,7 @@ def test_packed_and_jagged_ids_match_embedded_rows(kind, fused):
 def test_parameters_match_a_separate_embedding_and_layer(kind):
     torch.manual_seed(5)
     parts = nn.ModuleDict({"embedding": nn.Embedding(V, D, padding_idx=1)})
-    parts["rnn"] = kind.nn_layer(D, H, 2, bias=False)
+    parts["rnn"] = kind.layer(D, H, 2, bias=False)
     torch.manual_seed(5)
     ours, wanted = kind.tokens(V, D, H, 2, bias=False, padding_idx=1), parts.state_dict()
     assert list(ours.state_dict()) == list(wanted)

@@ -173,7 +173,7 @@ def mistakes(input: Tensor, packed: PackedSequence, model: nn.Sequential) -> Non
     rnn(input, None, layer.state_dict())  # type: ignore[arg-type]
     last_state(input, None)  # type: ignore[call-overload]
     explain(layer, None)  # type: ignore[arg-type]
-    replace_rnn(model.state_dict())  # type: ignore[type-var]
+    replace_rnn(model.state_dict())  # type: ignore[call-overload]
     restored: FusedRNN = restore_rnn(layer)  # type: ignore[assignment]
     FusedGRU(3, 4, nonlinearity="tanh")  # type: ignore[arg-type]
     TokenGRU(7, 3, 4, nonlinearity="tanh")  # type: ignore[call-arg]
