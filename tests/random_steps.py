@@ -1,5 +1,7 @@
 """Random equations: a strategy that draws the step functions of cells."""
 
+import re
+
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies
@@ -38,34 +40,42 @@ BINARY = [
 
 
 @strategies.composite
-def steps(draw):
-    """Draws a step of two gates and two states with up to 30 operations."""
+def cells(draw):
+    """Draws a step of up to 30 operations, and what its cell has, as options of `compile_step`."""
+    size, place = strategies.integers(1, 4), strategies.integers(0, 40)
+    options = {"gates": draw(size), "states": draw(size), "recurs": draw(strategies.booleans())}
+    options["heads"] = options["recurs"]
+    for option, choices in {
+        "own": {"w": 1, "bias": options["gates"]},
+        "inputs": {"drive": False, "gain": True},
+    }.items():
+        names = draw(strategies.sets(strategies.sampled_from([*choices])))
+        options[option] = {name: choices[name] for name in sorted(names)}
     operations = [
-        (draw(strategies.sampled_from([*UNARY, *BINARY])), draw(index), draw(index))
-        for index in [strategies.integers(0, 40)]
+        (draw(strategies.sampled_from([*UNARY, *BINARY])), draw(place), draw(place))
         for _ in range(draw(strategies.integers(1, 30)))
     ]
-    first, second = draw(strategies.integers(0, 40)), draw(strategies.integers(0, 40))
+    results = [draw(place) for _ in range(options["states"])]
 
-    def step(x, u, h, c, w, bias, drive, gain):
-        values = [*x, *u, h, c, w, *bias, drive, gain]
+    def step(*arguments, **named):
+        values = []
+        for argument in (*arguments, *named.values()):
+            values += argument if isinstance(argument, tuple) else [argument]
+        h = arguments[1 + options["recurs"]]
         for operation, i, j in operations:
             chosen = values[-1 - i % len(values)], values[j % len(values)]
             values.append(operation(*(chosen[:1] if operation in UNARY else chosen)))
-        return tuple(
-            (values[-1 - i % len(operations)] + extra).expand(h.shape)
-            for i, extra in ((first, h * 0), (second, 0.0 * c))
-        )
+        states = [values[-1 - k % len(operations)] for k in results]
+        return tuple((state + 0.0 * h).expand(h.shape) for state in states)
 
-    return step
+    return step, options
 
 
-def compiled_or_none(step):
-    """Returns the program of a drawn step, or None if it would keep too many values."""
-    options = {"own": {"w": 1, "bias": 2}, "inputs": {"drive": False, "gain": True}}
+def compiled_or_none(step, options):
+    """Returns the program of a drawn step, or None if it exceeds a limit of programs."""
     try:
-        return compile_step(step, name="random", gates=2, states=2, heads=True, **options)
+        return compile_step(step, name="random", **options)
     except ValueError as error:
-        if "kept values" not in str(error):
+        if not re.search("number of kept values|registers", str(error)):
             raise
         return None

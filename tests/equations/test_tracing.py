@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from random_steps import compiled_or_none, steps
+from random_steps import cells, compiled_or_none
 from torch import sigmoid, tanh
 
 from namernn_fast.equations.compiling import compile_step
@@ -515,8 +515,9 @@ def test_malformed_texts_are_rejected(change):
         Program.parse(change(compiled("gru").text))
 
 
-@given(steps())
-def test_random_steps(step):
-    program = compiled_or_none(step)
+@given(cells())
+def test_random_steps(cell):
+    step, options = cell
+    program = compiled_or_none(step, options)
     if program is not None:
         check_program(step, program, [(3, 5)])

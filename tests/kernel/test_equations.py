@@ -11,16 +11,16 @@ from drawn import check_results, drawn_cases
 from equation_cells import MORE, TWINS
 from hypothesis import given, settings, strategies
 from kinds import needs_extension
-from random_steps import compiled_or_none, steps
+from random_steps import cells, compiled_or_none
 
 from namernn_fast import ops
-from namernn_fast.equations import EQUATION, Program
+from namernn_fast.equations import EQUATION, Program, products_of_h
 from namernn_fast.equations.program import ARITY, OPERATIONS, execute, operands
 
 pytestmark = needs_extension
 CELLS = {name: cell for name, (cell, _) in TWINS.items()} | MORE
 SLOW = ("everything",)
-BATCH, H = 3, 7
+BATCH, H = 3, 8
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ class Step:
 
     program: Program
     seed: int
-    steps: int = 1
+    heads: int = 1
 
     def __post_init__(self):
         program, generator = self.program, torch.Generator().manual_seed(self.seed)
@@ -51,7 +51,7 @@ class Step:
         self.states = [drawn(1, BATCH, H) for _ in range(program.states)]
         self.inputs = [drawn(1, BATCH, 1 if is_number else H) for _, is_number in program.inputs]
         self.biases = [drawn(rows) for _ in range(1 + program.has_weight_hh)]
-        self.weight_hh = [drawn(rows, H)] * program.has_weight_hh
+        self.weight_hh = [drawn(rows, H // self.heads)] * program.has_weight_hh
         self.own = [drawn(blocks, H) if blocks > 1 else drawn(H) for _, blocks in program.own]
         self.grads = [drawn(1, BATCH, H) for _ in range(program.states)]
 
@@ -77,7 +77,7 @@ class Step:
         previous = [nudged(state[0]) for state in self.states]
         x, u = (nudged(self.sums[0]) + self.biases[0]).split(H, 1), ()
         if program.has_weight_hh:
-            u = (previous[0] @ self.weight_hh[0].t() + self.biases[1]).split(H, 1)
+            u = products_of_h(previous[0], self.weight_hh[0], self.biases[1], gates)
         sums = program.sums(x, u)
         inputs = [nudged(rows[0]) for rows in self.inputs]
         own = [row for values in self.own for row in values.view(-1, H)]
@@ -96,8 +96,9 @@ class Step:
         of_states = [grad.expand_as(like) for grad in bypass]
         of_weights = [of_x.sum(0)]
         if program.has_weight_hh:
-            of_states[0] = of_states[0] + of_u @ self.weight_hh[0]
-            of_weights = [of_u.t() @ previous[0], of_x.sum(0), of_u.sum(0)]
+            of_h, of_weight_hh = self.gradients_of_products(previous[0], of_u)
+            of_states[0] = of_states[0] + of_h
+            of_weights = [of_weight_hh, of_x.sum(0), of_u.sum(0)]
         of_inputs = [values[f"j{k}"].expand_as(rows) for k, rows in enumerate(inputs)]
         blocks = [values[f"w{k}"].expand_as(like).sum(0) for k in range(len(own))]
         counts = [values.shape[0] if values.dim() == 2 else 1 for values in self.own]
@@ -112,6 +113,15 @@ class Step:
         )
         results = [*states, of_x, *of_states, *of_inputs, *of_weights, *of_own]
         return [result.detach() for result in results], largest
+
+    def gradients_of_products(self, h, of_u):
+        """Returns the gradients of h and weight_hh."""
+        size = H // self.heads
+        dz = of_u.view(BATCH, self.program.gates, self.heads, size)
+        weight_hh = self.weight_hh[0].view(self.program.gates, self.heads, size, size)
+        of_h = torch.einsum("bgni,gnij->bnj", dz, weight_hh).reshape(BATCH, H)
+        of_weight_hh = torch.einsum("bgni,bnj->gnij", dz, h.view(BATCH, self.heads, size))
+        return of_h, of_weight_hh.reshape(-1, size)
 
     def check(self, text):
         """Compares the operators with ATen, where small changes of the arguments matter little."""
@@ -138,13 +148,13 @@ def test_programs_match_aten_operators(cell):
         Step(Program.parse(text), seed).check(text)
 
 
-@given(steps(), strategies.integers(0, 1000))
-@settings(deadline=None, max_examples=settings.default.max_examples // 2)
-def test_random_equations_match_aten_operators(step, seed):
+@given(cells(), strategies.sampled_from([1, 2, H]), strategies.integers(0, 1000))
+@settings(deadline=None)
+def test_random_equations_match_aten_operators(cell, heads, seed):
     """`tests/equations` compares the same equations in ATen operators with autograd."""
-    program = compiled_or_none(step)
+    program = compiled_or_none(*cell)
     if program is not None:
-        Step(program, seed).check(program.text)
+        Step(program, seed, heads if program.has_heads else 1).check(program.text)
 
 
 MUTATIONS = 20_000 if settings.default.max_examples > 1000 else 700
