@@ -37,7 +37,8 @@ EXCEPTIONS = {}
 # The modules and folders directly in the package, bottom to top. Each may import only earlier ones.
 ROOMS = (
     *("cells", "machine", "equations", "ops", "prepared_ops", "call", "gpu", "gpu_backend"),
-    *("integrations", "reference", "torch_operators", "autograd", "dispatch", "functional", "nn"),
+    *("integrations", "reference", "torch_operators", "autograd", "step_autograd"),
+    *("dispatch", "functional", "nn"),
     *("__init__", "testing", "torchao", "names", "bench", "__main__"),
 )
 # Besides public functions, these may have more than PARAMETERS parameters: constructors, Triton

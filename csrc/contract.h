@@ -195,6 +195,10 @@ struct Backward {
   RowStrides<Scalar> grad_input;                // shaped like Layer::input; absent if not requested
   bool accumulate_input;                        // add to grad_input instead of overwriting it
   RowStrides<Scalar> grad_inputs[kMostInputs];  // like Layer::inputs; absent if not requested
+  // (t, b) -> [sums, H]: dz, the gradients of the sums that the cell reads. Absent if not
+  // requested. If present, the gradients of the matrices and biases are not computed; then
+  // Layer::panels holds the weights.
+  RowStrides<Scalar> grad_sums;
   Scalar* grad_initial[kMostStates];  // shaped like `last`; null for all states or for none
   // Written only at cuts. Present for all states of the cell, or for none.
   RestartStates<Scalar> grad_reset_to[kMostStates];

@@ -79,7 +79,7 @@ def results(
         named = {"h_n": returned if layer is None else tensors_in(returned)[1]}
     else:
         # Except in a GRU, both biases have the same gradient.
-        separate = CELLS[workload.cell].separate_bias_hh
+        separate = CELLS[workload.cell].separate
         names = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if separate else ("bias",)))
         values = returned if layer is None else [p.grad for p in layer.parameters()][: len(names)]
         named = {f"grad {name}": value for name, value in zip(names, values, strict=True)}

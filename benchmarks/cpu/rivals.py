@@ -233,7 +233,7 @@ def jax_scan(problem: Problem, threads: int) -> TimedCall:
 
     cell = CELLS[problem.workload.cell]
     weight_ih, weight_hh, bias_ih, bias_hh = map(jnp.asarray, problem.weights)
-    biases = (bias_ih, bias_hh) if cell.separate_bias_hh else (bias_ih + bias_hh, None)
+    biases = (bias_ih, bias_hh) if cell.separate else (bias_ih + bias_hh, None)
     x, parameters = jnp.asarray(problem.input.numpy()), (weight_ih, weight_hh, *biases)
     zeros = jnp.zeros((problem.workload.batch, problem.workload.hidden_size))
     start = (zeros,) * len(cell.states)

@@ -164,8 +164,9 @@ class Cell:
     """The states of the cell, the output first. Calls name h as torch does: hx and h_n."""
     nonlinearities: tuple[str, ...] = ("tanh",)
     """The nonlinearities that users can choose."""
-    separate_bias_hh: bool = False
-    """Whether the gradients of bias_ih and bias_hh differ. If so, the step adds bias_hh."""
+    separate: int = 0
+    """The number of gates, the last ones, that use W_ih x_t and W_hh h apart, instead of their sum.
+    If there are any, the gradients of bias_ih and bias_hh differ, and the step adds bias_hh."""
     only_in_float: bool = False
     """Whether kernels for bfloat16 instructions and 8-bit weights do not support the cell, because
     it has more than two states, no weight_hh, means over a row or an input of one number."""
@@ -217,6 +218,13 @@ class Cell:
         """The name of torch's layer, or of this package's layer if torch lacks the cell."""
         return self.layer if self.torch is None else self.torch.layer.__name__
 
+    @property
+    def sums(self) -> int:
+        """The number of sums that the cell reads for each unit. Gradients of sums are in this
+        order: first the W_ih x_t of the gates that are `separate`, then W_ih x_t + W_hh h of the
+        other gates, then W_hh h of the gates that are `separate`."""
+        return self.gates + self.separate
+
     def state_sizes(self, size_of_h: int, hidden_size: int) -> list[int]:
         """Returns the number of features of each state."""
         return [size_of_h if state.size == "projected" else hidden_size for state in self.states]
@@ -229,6 +237,6 @@ class Cell:
     def bias_of_input(self, weights: LayerWeights) -> Tensor | None:
         """Returns the bias that is added to W_ih x_t for all steps, or None without biases."""
         bias_ih, bias_hh = weights.get("bias_ih"), weights.get("bias_hh")
-        if bias_ih is None or bias_hh is None or self.separate_bias_hh:
+        if bias_ih is None or bias_hh is None or self.separate:
             return bias_ih
         return bias_ih + bias_hh

@@ -37,7 +37,7 @@ GRU = Cell(
     gates=3,
     kept=4,
     make_step=make_step,
-    separate_bias_hh=True,
+    separate=1,
     torch=TorchCounterpart(
         nn.GRU,
         nn.GRUCell,

@@ -55,7 +55,7 @@ def _described(text: str) -> Cell:
         parameters=usual_parameters(*own, heads=program.has_heads, recurs=program.has_weight_hh),
         inputs=tuple(Input(name, is_number) for name, is_number in program.inputs),
         states=tuple(State(name, "hidden" if i else "projected") for i, name in enumerate(names)),
-        separate_bias_hh=program.separate > 0,
+        separate=program.separate,
         only_in_float=_needs_floats(program),
         program=text,
     )

@@ -102,6 +102,9 @@ _len_torch_function_stack: Callable[[], int] = _find(
 )
 _profiler_enabled: Callable[[], bool] = _find("torch._C._autograd._profiler_enabled", lambda: True)
 
+_current_graph_task_id: Callable[[], int] = _find("torch._C._current_graph_task_id")
+_will_engine_execute_node: Callable[[Any], bool] = _find("torch._C._will_engine_execute_node")
+
 _FUNCTORCH = "torch._C._functorch"
 TransformType: Any = _find(f"{_FUNCTORCH}.TransformType")
 get_unwrapped: Callable[[Tensor], Tensor] = _find(f"{_FUNCTORCH}.get_unwrapped")

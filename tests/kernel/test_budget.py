@@ -230,7 +230,7 @@ def faulty(cell, fault=Faulty):
             *ANYWHERE,
             *((RoundedProduct, RoundedWeights) if dtype.itemsize > 2 else ()),
             *(WITH_GATES if KINDS[cell].gates > 1 else ()),
-            *([BiasPastReset] if KINDS[cell].cell.separate_bias_hh else ()),
+            *([BiasPastReset] if KINDS[cell].cell.separate else ()),
         )
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

@@ -62,6 +62,12 @@ void pack_backward(const Layer<Storage>& layer, void* panels, const Runtime& run
   pack_input_panels(products, layer, runtime);
 }
 
+// Returns whether the gradients of matrices and biases are requested.
+template <class Storage>
+inline bool wants_matrices(const Backward<Storage>& args) {
+  return args.wants_weights && !args.grad_sums.data;
+}
+
 // The shape of a weight: [blocks * block, width].
 struct WeightShape {
   int64_t block;
@@ -137,8 +143,8 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
   }
   int64_t sizes[kParameters] = {};
   for (int p = 0; p < kParameters; ++p) {
-    const bool exists =
-        p == kWeightIh || (p == kWeightHh && cell.has_weight_hh) || args.grads[p] != nullptr;
+    const bool is_matrix = p == kWeightIh || (p == kWeightHh && cell.has_weight_hh);
+    const bool exists = args.grads[p] != nullptr || (is_matrix && wants_matrices(args));
     if (exists) sizes[p] = gradient_size<Products>(layer, p);
   }
   // Splits each group so that the rows of one step of a part fit in a time block.
@@ -165,7 +171,7 @@ BackwardPass<Products> prepare_backward(const Backward<typename Products::Storag
       group_rows += first_row(rows[p], layout.T);
     }
     const int64_t capacity = max64(1, min64(block_rows + width, layout.T * width));
-    group.products.prepare_rows(layer, args.wants_weights, capacity, runtime);
+    group.products.prepare_rows(layer, wants_matrices(args), capacity, runtime);
     if (args.wants_weights) {
       group.gradients = gradient_sums<Products>(args, sizes, g, group_rows, runtime);
       if (has_table(layer)) group.tokens = token_rows(layer.table.V, capacity, runtime);
@@ -193,6 +199,51 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
   return count;
 }
 
+// Computes one worker's share of the gradients of matrices and biases of a time block.
+template <class Products, class Gradients>
+inline void add_matrix_gradients(const Backward<typename Products::Storage>& args,
+                                 const BackwardGroup<Products>& group, const TimeBlock& block,
+                                 bool initial, Share& share, const Gradients& grad) {
+  const Products& products = group.products;
+  const Cell& cell = *args.layer.cell;
+  const int64_t H = args.layer.H;
+  const int64_t D = args.layer.D;
+  const int64_t rows = count_rows(group.rows, block);
+  const int64_t from_zero = count_rows_from_zero(args.layer, products, group.rows, block);
+  if (cell.has_weight_hh && group.one_product) {
+    products.write_weight_gradient(state_blocks(cell), share, from_zero, rows, products.previous,
+                                   args.layer.P, args.grads[kWeightHh]);
+  } else if (args.layer.heads > 1) {
+    if constexpr (Products::can_project) {
+      products.add_heads_gradient(initial, share, from_zero, rows, grad[kWeightHh]);
+    }
+  } else if (cell.has_weight_hh) {
+    products.add_weight_gradient(state_blocks(cell), initial, share, from_zero, rows,
+                                 products.previous, args.layer.P, grad[kWeightHh]);
+  }
+  if constexpr (Products::can_project) {
+    products.add_projection_gradient(initial, share, rows, grad[kWeightHr]);
+  }
+  for_each_input_blocks(cell, [&](const Blocks& blocks) {
+    if (group.one_product) {
+      products.write_weight_gradient(blocks, share, 0, rows, products.input, D,
+                                     args.grads[kWeightIh]);
+    } else if (group.tokens.token) {
+      add_table_gradient(products, group.tokens, blocks, initial, share, args.layer.table.V, rows,
+                         grad[kWeightIh], cell.gates * H);
+    } else {
+      products.add_weight_gradient(blocks, initial, share, 0, rows, products.input, D,
+                                   grad[kWeightIh]);
+    }
+    if (args.grads[kBiasIh]) {
+      add_bias_gradient(products, blocks, initial, share, rows, grad[kBiasIh]);
+    }
+  });
+  if (args.grads[kBiasHh]) {
+    add_bias_gradient(products, state_blocks(cell), initial, share, rows, grad[kBiasHh]);
+  }
+}
+
 // Computes one worker's share of the parameter and input gradients of a time block.
 template <class Products>
 inline void backward_products(const Backward<typename Products::Storage>& args,
@@ -200,54 +251,22 @@ inline void backward_products(const Backward<typename Products::Storage>& args,
                               const Accumulation& accumulation, Share share, int64_t worker) {
   const Products& products = group.products;
   const Cell& cell = *args.layer.cell;
-  const int64_t H = args.layer.H;
-  const int64_t D = args.layer.D;
-  const int64_t rows = count_rows(group.rows, block);
   if (args.wants_weights) {
     const auto& grad = accumulation.apart ? group.gradients.apart : group.gradients.sums;
     const bool initial = block.initial && !group.gradients.accumulate;
-    const int64_t from_zero = count_rows_from_zero(args.layer, products, group.rows, block);
-    if (cell.has_weight_hh && group.one_product) {
-      products.write_weight_gradient(state_blocks(cell), share, from_zero, rows, products.previous,
-                                     args.layer.P, args.grads[kWeightHh]);
-    } else if (args.layer.heads > 1) {
-      if constexpr (Products::can_project) {
-        products.add_heads_gradient(initial, share, from_zero, rows, grad[kWeightHh]);
-      }
-    } else if (cell.has_weight_hh) {
-      products.add_weight_gradient(state_blocks(cell), initial, share, from_zero, rows,
-                                   products.previous, args.layer.P, grad[kWeightHh]);
-    }
-    if constexpr (Products::can_project) {
-      products.add_projection_gradient(initial, share, rows, grad[kWeightHr]);
-    }
-    for_each_input_blocks(cell, [&](const Blocks& blocks) {
-      if (group.one_product) {
-        products.write_weight_gradient(blocks, share, 0, rows, products.input, D,
-                                       args.grads[kWeightIh]);
-      } else if (group.tokens.token) {
-        add_table_gradient(products, group.tokens, blocks, initial, share, args.layer.table.V, rows,
-                           grad[kWeightIh], cell.gates * H);
-      } else {
-        products.add_weight_gradient(blocks, initial, share, 0, rows, products.input, D,
-                                     grad[kWeightIh]);
-      }
-      if (args.grads[kBiasIh]) {
-        add_bias_gradient(products, blocks, initial, share, rows, grad[kBiasIh]);
-      }
-    });
-    if (args.grads[kBiasHh]) {
-      add_bias_gradient(products, state_blocks(cell), initial, share, rows, grad[kBiasHh]);
-    }
+    if (wants_matrices(args)) add_matrix_gradients(args, group, block, initial, share, grad);
     for (int64_t i = 0; i < cell.own; ++i) {
       if (!args.grads[kOwn + i] || !take(share)) continue;
-      const int64_t elements = cell.own_blocks[i] * H;
+      const int64_t elements = cell.own_blocks[i] * args.layer.H;
       if (initial) fill_zeros(grad[kOwn + i], elements);
-      add(group.grad_own[0] + own_blocks(cell, i) * H, grad[kOwn + i], elements);
+      add(group.grad_own[0] + own_blocks(cell, i) * args.layer.H, grad[kOwn + i], elements);
     }
   }
   if (args.grad_input.data) {
     products.write_input_gradient(args, group.rows, block, share, worker);
+  }
+  if constexpr (Products::can_project) {
+    if (args.grad_sums.data) products.write_sum_gradients(args, group.rows, block, share);
   }
 }
 
@@ -303,7 +322,7 @@ void run_one_group(const BackwardPass<Products>& pass) {
   const auto& gradients = pass.groups[0].gradients;
   const double per_row = double(Products::element_bytes) / sizeof(Scalar) *
                          double(layer.cell->gates) * double(layer.H) *
-                         ((args.wants_weights ? 1 : 0) * double(recurrent_size(layer) + layer.D) +
+                         ((wants_matrices(args) ? 1 : 0) * double(recurrent_size(layer) + layer.D) +
                           (args.grad_input.data ? 1 : 0) * double(layer.D));
   const auto add = [&] {
     const auto& sizes = gradients.sizes;

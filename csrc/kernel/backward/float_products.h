@@ -269,6 +269,20 @@ struct FloatProducts {
                  });
   }
 
+  // Copies dz to args.grad_sums.
+  void write_sum_gradients(const Backward<Storage>& args, const GroupRows& group,
+                           const TimeBlock& block, Share& share) const {
+    const SequenceLayout& layout = args.layer.layout;
+    const int64_t base = first_row(group, block.first) + group.slice.begin;
+    for (int64_t t = block.first; t < block.last; ++t) {
+      const int64_t row = first_row(group, t) - base;
+      for (int64_t b = group.slice.begin; b < alive_end(layout, t, group.slice); ++b) {
+        if (!take(share)) continue;
+        convert(dz + (row + b) * dz_stride, row_at(args.grad_sums, layout, t, b), cell->sums * H);
+      }
+    }
+  }
+
  private:
   // Adds A^T X to `grad` [M, width], where A is columns first .. first + M of dz. The other
   // arguments are as in add_weight_gradient().

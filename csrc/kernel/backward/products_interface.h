@@ -29,8 +29,8 @@ struct ProductsInterface {
   // Whether the sums of a gradient have the same memory layout as the gradient.
   static_assert(same<decltype(Products::sums_like_gradient), const bool>);
   // Whether layers may project h, split h into heads, or give the sums. If so, Products also has
-  // grad_h(), project_back(), keep_unprojected(), add_projection_gradient() and
-  // add_heads_gradient(): see FloatProducts.
+  // grad_h(), project_back(), keep_unprojected(), add_projection_gradient(),
+  // add_heads_gradient() and write_sum_gradients(): see FloatProducts.
   static_assert(same<decltype(Products::can_project), const bool>);
   // The hidden size.
   static_assert(same<decltype(Products::H), int64_t>);

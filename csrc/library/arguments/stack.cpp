@@ -44,6 +44,7 @@ void set_sizes(Stack& stack, const Cell& cell, const Sizes& sizes, int32_t dtype
   stack.batch_invariant = options.batch_invariant;
   stack.parameters = parameters_of(cell, options);
   stack.int8 = options.int8;
+  stack.backward_panels = options.for_backward;
   stack.activation = options.activation;
   stack.cell = &cell;
   check_sizes(stack);

@@ -54,7 +54,8 @@ struct Stack {
   std::shared_ptr<const Cell> owned_cell = {};  // keeps the cell of an equation alive
   Activation activation = Activation::tanh;
   bool batch_invariant = false;
-  bool int8 = false;  // whether the prepared weights are 8-bit integers
+  bool int8 = false;             // whether the prepared weights are 8-bit integers
+  bool backward_panels = false;  // whether the weights are prepared for the backward pass
   int64_t terms = 0;  // number of bfloat16 terms that products split each float into, or 0
 
   // Returns the index of (layer, direction) in the state tensors and in the order of `weights`.
@@ -78,9 +79,10 @@ struct Stack {
   }
   bool has_projections() const { return P < H; }
   // Returns whether only float kernels can compute the layers. Kernels for encoded rows neither
-  // project h nor take heads or sums.
+  // project h nor take heads or sums, and pack their weights anew in each backward pass.
   bool needs_floats() const {
-    return has_projections() || heads > 1 || sums_given || namernn_fast::needs_floats(*cell);
+    return has_projections() || heads > 1 || sums_given || backward_panels ||
+           namernn_fast::needs_floats(*cell);
   }
   // Returns the shape of a parameter of a layer. With token ids, weight_ih of the first layer is a
   // table.
@@ -318,6 +320,7 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
 template <class Scalar>
 void set_weight_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
   for (const Parameter p : stack.parameters) {
+    if (stack.prepared && p < kOwn) continue;  // BackwardTensors::grad_sums replaces the gradient
     const bool is_copied = p == kBiasHh && stack.cell->one_bias_gradient;
     args.grads[p] = is_copied ? nullptr : mutable_data<Scalar>(*grad_weights);
     ++grad_weights;

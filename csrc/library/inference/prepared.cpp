@@ -9,7 +9,7 @@
 namespace namernn_fast {
 namespace {
 
-constexpr char kMagic[16] = "namernn_fast 4";
+constexpr char kMagic[16] = "namernn_fast 5";
 
 struct Header {
   char magic[16];
@@ -24,6 +24,7 @@ struct Header {
   int64_t P;
   int64_t heads;
   int64_t dtype;
+  int64_t backward;  // 1 if the panels are for the backward pass
   uint64_t program;  // digest of an equation's program, otherwise 0
 };
 constexpr int64_t kAlignment = 64;
@@ -54,6 +55,7 @@ Header header_of(const Stack& stack) {
   header.P = stack.P;
   header.heads = stack.heads;
   header.dtype = prepared_dtype(stack);
+  header.backward = stack.backward_panels;
   if (stack.cell->program) header.program = stack.cell->program->digest;
   return header;
 }
@@ -63,6 +65,13 @@ Header header_of(const Stack& stack) {
 template <class Scalar>
 int64_t table_element(const KernelsFor<Scalar>& kernels) {
   return kernels.add_biases ? std::max(sizeof(Scalar), sizeof(float)) : sizeof(Scalar);
+}
+
+// Returns the format of a prepared stack's panels.
+template <class Scalar>
+const PanelFormat<Scalar>& panels_of(const Stack& stack) {
+  const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
+  return stack.backward_panels ? kernels.backward_panels : kernels.forward_panels;
 }
 
 // Returns the length of a parameter that is a vector.
@@ -81,7 +90,7 @@ PreparedParts parts_from(const Stack& stack, int64_t k, int64_t begin) {
     layer.cell = stack.cell;
     layer.D = stack.input_size(k), layer.H = stack.H, layer.P = stack.P;
     layer.heads = stack.heads;
-    const size_t panels = kernels.forward_panels.bytes(layer);
+    const size_t panels = panels_of<Scalar>(stack).bytes(layer);
     int64_t at = parts.panels + aligned(int64_t(panels));
     for (const Parameter p : stack.parameters) {
       if (!is_vector(p)) continue;
@@ -105,7 +114,7 @@ void pack_direction(const Stack& stack, int64_t k, int64_t d, char* data) {
   Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
   layer.in_place = {};
   const Resources runtime(this_machine());
-  kernels.forward_panels.pack(layer, data + parts.panels, runtime.runtime());
+  panels_of<Scalar>(stack).pack(layer, data + parts.panels, runtime.runtime());
   for (const Parameter p : stack.parameters) {
     if (!is_vector(p)) continue;
     const size_t bytes = size_t(elements_of(stack, p)) * sizeof(Scalar);
@@ -123,7 +132,6 @@ void pack_direction(const Stack& stack, int64_t k, int64_t d, char* data) {
 
 template <class Scalar>
 void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tensor>& weights) {
-  const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);
   const Layer<Scalar> layer = layer_of<Scalar>(stack, k, d);
   Scalar* to[kParameters] = {};
   for (const Parameter p : stack.parameters) {
@@ -134,7 +142,7 @@ void unpack_direction(const Stack& stack, int64_t k, int64_t d, std::vector<Tens
     if (!is_vector(p)) continue;
     std::memcpy(to[p], layer.parameters[p], size_t(weights.back().numel()) * sizeof(Scalar));
   }
-  kernels.forward_panels.unpack(layer, to);
+  panels_of<Scalar>(stack).unpack(layer, to);
 }
 
 // Requests huge pages for the part of the tensor that covers whole pages. Steps with few sequences

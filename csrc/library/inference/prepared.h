@@ -2,8 +2,9 @@
 // weights are in the order in which this processor's kernels read them.
 //
 // The tensor has the dtype of the layers, or int8. A header records the instruction set, the cell
-// and the sizes. For each direction of each layer, the panels of the forward pass and the vectors
-// (such as biases) follow. If the input is token ids, the first layer also has its table.
+// and the sizes. For each direction of each layer, the panels of the forward or of the backward
+// pass and the vectors (such as biases) follow. If the input is token ids, the first layer also has
+// its table.
 #pragma once
 
 #include <vector>

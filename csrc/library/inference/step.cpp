@@ -266,7 +266,8 @@ bool is_simple(const Step& step) {
 }
 
 void run_step(const Step& step, const Options& options) {
-  check(!options.bidirectional, "a step must have one direction");
+  check(!options.bidirectional && !options.for_backward,
+        "options must not set BIDIRECTIONAL or FOR_BACKWARD for a step");
   Stack stack = stack_of(step, options);
   const int64_t sequences = check_states(step, stack);
   const int64_t taking_part = step.row_count < 0 ? sequences : step.row_count;

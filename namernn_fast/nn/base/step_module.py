@@ -1,6 +1,7 @@
 """`FusedCell`, the base class of the modules for a single step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
@@ -18,10 +19,12 @@ from ...machine.context import (
     autocast_is_on,
     functorch_is_active,
     is_compiling,
+    is_eager,
     is_jit_tracing,
     is_unobserved,
 )
-from ..inference.direct import is_faster, step_of_module
+from ...step_autograd import Unrolled, apply_step, open_block
+from ..inference.direct import PLAIN, is_faster, is_faster_with_gradients, step_of_module
 from ..inference.prepared import PreparedCell
 from ..states import States, map_states, states_in, with_steps, without_layers
 from ..weights import Preparable, current_weights, draw_parameters, make_parameters
@@ -70,6 +73,10 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             last = step_of_module(self._cell, input, hx, weights, self.hidden_size, options)
             if last is not None:
                 return last  # type: ignore[no-any-return]
+        if is_grad_enabled():
+            last = self._training_step(input, hx, inputs, weights)
+            if last is not None:
+                return last  # type: ignore[no-any-return]
         if has_inputs or self.why_not_fused(input, hx, weights) is None:
             arguments = with_steps(Arguments(input, hx, inputs=inputs))
             last = run(arguments, self._call(arguments, weights))[1]
@@ -89,6 +96,79 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
+
+    def unrolled(self) -> AbstractContextManager[None]:
+        """Opens a block in which a training loop over this module is faster.
+
+        Inside the block, steps with gradients read weights that are packed once, at the first step
+        and after every change of the weights. A backward pass multiplies the gradients of the
+        weights once for all steps, instead of once for each step. Results, gradients, hooks and
+        `retain_graph` are as without the block; gradients of weights may differ in their last bits.
+        The backward pass may run inside the block or after it, except with
+        `torch.utils.checkpoint`, which has to find the block open when it runs steps again.
+
+        Only steps on a CPU, with 2-D input, take part, without autocast, compilers and transforms;
+        other steps run as without the block. A change of the weights is noticed if it increments
+        their version counters, as all operations in place do, or if a `torch.optim.Optimizer` makes
+        it. The block belongs to the thread that opens it.
+
+        Example:
+            >>> cell = FusedGRUCell(8, 16)
+            >>> h = torch.zeros(3, 16)
+            >>> with cell.unrolled():
+            ...     for x in torch.randn(5, 3, 8):
+            ...         h = cell(x, h)
+            >>> h.sum().backward()
+        """
+        return nullcontext() if is_compiling() else Unrolled(self)
+
+    def _training_step(
+        self,
+        input: Tensor,
+        hx: Any,
+        inputs: Mapping[str, Tensor | None],
+        weights: Sequence[Tensor],
+    ) -> Any:
+        """Runs a step with gradients as one operator.
+
+        Returns None, and does nothing, if no gradient is wanted, if the arguments are not plain
+        matrices on a CPU, or if torch's own cell is as fast.
+        """
+        block = open_block(self)
+        if block is None and self.why_not_torch() is None and self._why_slower(input) is not None:
+            return None
+        cell = self._cell
+        beside: list[Any] = [inputs.get(name) for name in cell.input_names] if inputs else []
+        rows = (input, *states_in(hx), *beside)
+        dtype = weights[0].dtype
+        for tensor in (*rows, *weights):
+            if (
+                type(tensor) not in PLAIN
+                or tensor.dtype != dtype
+                or not tensor.is_cpu
+                or tensor.layout != torch.strided
+            ):
+                return None
+        if (
+            not any(tensor.requires_grad for tensor in (*rows, *weights))
+            or any(tensor.dim() != 2 for tensor in rows)
+            or len(inputs) > len(beside)
+            or len(states_in(hx)) not in (0, len(cell.states))
+            or self.nonlinearity not in cell.nonlinearities
+            or autocast_is_on()
+            or not is_eager()
+            or availability.why_not_kernel(input, cell) is not None
+        ):
+            return None
+        options = self._options(weights)
+        packed = None if block is None else block.packed(cell, weights, options)
+        options |= ops.STATES * (hx is not None) | ops.INPUTS * bool(beside)
+        token = None if packed is None else packed.token
+        try:
+            last = apply_step(cell, options, packed, token, *rows, *weights)
+        except RuntimeError:  # the caller raises its own error
+            return None
+        return last[0] if len(last) == 1 else last
 
     def _call(self, arguments: Arguments, weights: Sequence[Tensor]) -> Call:
         """Converts arguments to the `Call` of a layer with one time step.
@@ -130,7 +210,11 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         """
         if self._cell.torch is None:
             return None
-        if self.why_not_torch() is None and not self._skips_dispatcher(input):
+        if (
+            self.why_not_torch() is None
+            and open_block(self) is None
+            and not self._skips_dispatcher(input)
+        ):
             slower = self._why_slower(input)
             if slower is not None:
                 return slower
@@ -173,6 +257,8 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def _is_faster(self, input: Tensor) -> bool:
         """Returns whether the fused operator is faster than torch's cell."""
+        if is_grad_enabled():
+            return input.dim() == 2 and is_faster_with_gradients(self._cell, self.hidden_size)
         return is_faster(
             self._cell,
             input.shape[0] if input.dim() == 2 else 1,

@@ -15,7 +15,8 @@ from ...machine import availability
 from ...prepared_ops import step_directly
 from ..states import states_in
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The classes of tensors whose memory holds their values."""
 
 # Looked up at import, because a tracer cannot record an operator that returns a string.
 KERNEL, BFLOAT16_KERNEL = (
@@ -23,6 +24,8 @@ KERNEL, BFLOAT16_KERNEL = (
     if availability.HAS_EXTENSION
     else ("none", "none")
 )
+SLOW_KERNELS = ("none", "baseline")
+"""Where torch's operators are faster for a single step."""
 
 
 def is_faster(
@@ -39,7 +42,7 @@ def is_faster(
         skips_dispatcher: whether the step skips torch's dispatcher, as in inference. Torch's
             operators cannot skip it.
     """
-    if KERNEL in ("none", "baseline"):
+    if KERNEL in SLOW_KERNELS:
         return False
     if skips_dispatcher:
         return batch <= 16 or input_size + hidden_size <= 256
@@ -49,6 +52,14 @@ def is_faster(
         multiply_adds = batch * cell.gates * hidden_size * (input_size + hidden_size)
         return batch > 1 and multiply_adds >= 2**19
     return 8 <= batch <= 16 and hidden_size >= 512
+
+
+def is_faster_with_gradients(cell: Cell, hidden_size: int) -> bool:
+    """Returns whether a step with gradients is faster as one operator than with torch's cell.
+
+    Wider layers lose: a single backward step packs weights for one product.
+    """
+    return KERNEL not in SLOW_KERNELS and cell.gates > 1 and hidden_size <= 256
 
 
 def try_step(
@@ -87,11 +98,7 @@ def try_step(
     has_gradients = is_grad_enabled()
     for tensor in (input, *inputs) if in_place else (input, *states, *weights):
         # The memory of a subclass or of a lazily negated tensor may not hold the tensor's values.
-        if (
-            type(tensor) not in _PLAIN
-            or tensor.is_neg()
-            or (has_gradients and tensor.requires_grad)
-        ):
+        if type(tensor) not in PLAIN or tensor.is_neg() or (has_gradients and tensor.requires_grad):
             return None
     last: Sequence[Tensor] | None
     if in_place:
