@@ -115,12 +115,9 @@ STATES, RESET_TO, INPUTS = 65536, 131072, 262144
 SUMS = 524288
 """`input` holds W_ih x_t of a single layer: directions * gates * hidden_size features, in the order
 of the rows of weight_ih, which `weights` lack."""
-PREPARED, FOR_BACKWARD = 1048576, 2097152
-"""With PREPARED, the weights of a single layer in one direction are one tensor from
-`prepared_ops.prepare`. `backward` takes a tensor that was prepared with FOR_BACKWARD. Instead of
-the gradients of matrices and biases it returns dz, the gradients of the sums that the cell reads:
-shaped like input, with `Cell.sums` * hidden_size features. Then follow the gradients of `Cell.own`.
-Fake kernels do not support PREPARED."""
+FOR_BACKWARD = 1048576
+"""`prepared_ops.prepare` packs weights for `prepared_ops.step_back_directly`. Not allowed in other
+operators."""
 
 
 class Lists(NamedTuple):

@@ -67,17 +67,24 @@ unpack: _Operator = torch.ops.namernn_fast.unpack.default
 forward: _Operator = torch.ops.namernn_fast.forward_prepared.default
 step: _Operator = torch.ops.namernn_fast.step.default
 checked_rows: _Operator = torch.ops.namernn_fast.checked_rows.default
-step_directly: Callable[..., bool] = getattr(
-    sys.modules.get(f"{ops.NAMESPACE}._C"), "step", lambda *_: False
-)
+_C = sys.modules.get(f"{ops.NAMESPACE}._C")
+step_directly: Callable[..., bool] = getattr(_C, "step", lambda *_: False)
 """Runs a step without torch's dispatcher, which would take 2 us: step_directly(weights, states,
-last_states, input, output, rows, options, cell, inputs, program). `weights` lists the prepared
-tensor or the weights of one layer. `states` is empty for zeros. The last states are written to
-`last_states`, or to `states` if `last_states` is None. Pass None for an unwanted `output`. `rows`
-(a list of integers), `inputs` (a list of tensors) and `program` may be None.
+last_states, input, output, rows, options, cell, inputs, program, saved). `weights` lists the
+prepared tensor or the weights of one layer. `states` is empty for zeros. The last states are
+written to `last_states`, or to `states` if `last_states` is None. Pass None for an unwanted
+`output`. `rows` (a list of integers), `inputs` (a list of tensors) and `program` may be None.
+Unless `saved` is None, h and the values that the cell keeps are written to it: (batch, (1 +
+Cell.kept) * hidden_size).
 
 Returns False and does nothing if the tensors need an operator. Raises RuntimeError for arguments
 that do not match. Autograd, compilers, modes and profilers do not see the call."""
+step_back_directly: Callable[..., bool] = getattr(_C, "step_back", lambda *_: False)
+"""Runs a step of a step module backward, without torch's dispatcher: step_back_directly(weights,
+states, input, inputs, saved, grad_states, gradients, options, cell, program). `weights` are as in
+`step_directly`, but prepared with FOR_BACKWARD. `gradients` are four lists of the tensors to write,
+with None for unwanted gradients: of the input, of the states (all or none), of `inputs`, and of the
+weights (all or none) or, with prepared weights, of the sums and of the cell's own parameters."""
 forward_untraced: _Operator = without_python(forward)
 """`forward` for calls outside compilers."""
 

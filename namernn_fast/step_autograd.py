@@ -5,6 +5,7 @@ multiplied once, as products over the rows of all steps, instead of once in each
 """
 
 import functools
+import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
@@ -15,13 +16,30 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import ops, prepared_ops
-from .autograd import _differentiable_backward, _must_be_differentiable, _needs_of, _saved_tensors
-from .cells import Cell
-from .machine.torch_private import (
-    _current_graph_task_id,
-    _will_engine_execute_node,
-    version_of,
+from .autograd import (
+    _differentiable_backward,
+    _must_be_differentiable,
+    _Needs,
+    _needs_of,
+    _saved_tensors,
+    _versions,
 )
+from .cells import Cell
+from .machine.context import is_compiling, is_unobserved
+from .machine.torch_private import _current_graph_task_id, _will_engine_execute_node
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The classes of tensors whose memory holds their values."""
+
+
+def is_plain(tensor: Any) -> bool:
+    """Returns whether `tensor` is a tensor whose memory holds its values."""
+    return type(tensor) in PLAIN and not tensor.is_neg()
+
+
+MIN_UNROLLED = 256
+"""The least hidden_size at which vanilla cells gain from `unrolled()`. Torch's cell has only four
+operators, which take as long as the `autograd.Function` of a step."""
 
 
 class _Rows(NamedTuple):
@@ -53,27 +71,28 @@ class PackedSteps:
                 prepared_ops.prepare(cell.number, weights, sizes, options | bit, cell.program)
                 for bit in (0, ops.FOR_BACKWARD)
             )
+        self.options, self.weights = options, weights
         self.rows: dict[int, list[_Rows]] = {}
-        self.token = None
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+        self.token: Tensor | None = None
+        if any(weight.requires_grad for weight in weights):
             apply: Any = _WeightGradients.apply
             self.token = apply(self.rows, cell, options, *weights)
-        self._options, self._weights = options, weights
-        self._state = _state_of(weights)
+        self._steps, self._needed = _optimizer_steps, [*map(_needs_gradient, weights)]
+        self.versions = _versions(weights)
+        self._addresses = [*map(Tensor.data_ptr, weights)]
 
-    def are_current(self, weights: Sequence[Tensor], options: int) -> bool:
-        """Returns whether these weights and options were packed, and have not changed since."""
+    def are_current(self, weights: Sequence[Tensor]) -> bool:
+        """Returns whether these weights were packed, and have not changed since."""
         return (
-            self._options == options
-            and all(weight is packed for weight, packed in zip(weights, self._weights, strict=True))
-            and self._state == _state_of(weights)
+            all(map(operator.is_, weights, self.weights))
+            and self._steps == _optimizer_steps
+            and self.versions == _versions(weights)
+            and self._needed == [*map(_needs_gradient, weights)]
+            and self._addresses == [*map(Tensor.data_ptr, weights)]
         )
 
 
-def _state_of(weights: Sequence[Tensor]) -> list[Any]:
-    """Returns what changes if weights are changed in place, or an optimizer has made a step."""
-    return [_optimizer_steps, *((w.data_ptr(), version_of(w), w.requires_grad) for w in weights)]
-
+_needs_gradient = operator.attrgetter("requires_grad")
 
 _optimizer_steps = 0
 """The number of steps of all optimizers since the first `PackedSteps`. Fused optimizers change
@@ -84,7 +103,8 @@ weights without incrementing their version counters."""
 def _count_optimizer_steps() -> None:
     def count(*_: Any) -> None:
         global _optimizer_steps
-        _optimizer_steps += 1
+        if not is_compiling():  # compiled optimizers increment version counters
+            _optimizer_steps += 1
 
     register_optimizer_step_post_hook(count)
 
@@ -92,9 +112,11 @@ def _count_optimizer_steps() -> None:
 class Unrolled:
     """A block in which the steps of a module share packed weights; see `FusedCell.unrolled`."""
 
+    packed: PackedSteps | None = None
+    """The weights that steps read; None before the first step."""
+
     def __init__(self, module: Any) -> None:
         self._module = module
-        self._packed: PackedSteps | None = None
         self._outer: list[Unrolled | None] = []
 
     def __enter__(self) -> None:
@@ -102,18 +124,12 @@ class Unrolled:
         _open.blocks[id(self._module)] = self
 
     def __exit__(self, *_: Any) -> None:
-        self._packed = None
+        self.packed = None
         outer = self._outer.pop()
         if outer is None:
             del _open.blocks[id(self._module)]
         else:
             _open.blocks[id(self._module)] = outer
-
-    def packed(self, cell: Cell, weights: Sequence[Tensor], options: int) -> PackedSteps:
-        """Returns the packed weights. Packs them again if they have changed."""
-        if self._packed is None or not self._packed.are_current(weights, options):
-            self._packed = PackedSteps(cell, weights, options)
-        return self._packed
 
 
 class _Open(threading.local):
@@ -127,8 +143,11 @@ _open = _Open()
 
 
 def open_block(module: Any) -> Unrolled | None:
-    """Returns the innermost block that this thread has opened for a module, or None."""
-    return _open.blocks.get(id(module))
+    """Returns the innermost block that this thread has opened for a module, or None.
+
+    Returns None in compilers, whose programs do not depend on blocks.
+    """
+    return None if is_compiling() else _open.blocks.get(id(module))
 
 
 class _WeightGradients(torch.autograd.Function):
@@ -201,6 +220,9 @@ class FusedStep(torch.autograd.Function):
 
     The arguments after `token` are the input, the states and the other inputs, (batch, features)
     each as `options` say, and the weights. The results are the new states.
+
+    Both passes skip torch's dispatcher unless a mode or profiler has to see what they run, or
+    tensors need the dispatcher. Only without the dispatcher they read packed weights.
     """
 
     @staticmethod
@@ -213,79 +235,208 @@ class FusedStep(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         count = 1 + ops.before_weights(cell, options)
-        x, *others = [rows.unsqueeze(0) for rows in tensors[:count]]
-        weights: Sequence[Tensor] = tensors[count:]
-        bits = options | ops.WANT_SAVED
-        if packed is not None:
-            used, bits = [packed.forward], bits | ops.PREPARED
-        else:
-            used = [*weights]
-        output, last, saved = ops.forward_untraced(
-            cell.number, x, [*others, *used], None, None, bits, 0, cell.program
+        rows, weights = tensors[:count], tensors[count:]
+        last, saved = _forward_directly(cell, options, rows, weights, packed) or _forward(
+            cell, options, rows, weights
         )
-        needed = ctx.needs_input_grad[_BEFORE_ROWS:]
-        needs = _needs_of(cell, options, count, needed)
+        needs = _needs_of(cell, options, count, ctx.needs_input_grad[_BEFORE_ROWS:])
         node = None if token is None else token.grad_fn
-        ctx.call = options, needs, packed, node, weights, [*map(version_of, weights)]
-        ctx.save_for_backward(*tensors[:count], output, *saved, *compress(weights, needs.reads))
+        if packed is None:
+            versions = _versions(weights)
+            # Autograd then rejects changes in place of weights that the backward pass reads.
+            ctx.save_for_backward(*rows, saved, *compress(weights, needs.reads))
+        else:
+            versions = packed.versions
+            ctx.save_for_backward(*rows, saved)
+        ctx.call = options, needs, packed, node, weights, versions
         ctx.set_materialize_grads(False)
-        return tuple(state.squeeze_(0) for state in last)
+        return last
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         options, needs, packed, node, weights, versions = ctx.call
-        cell, count = needs.cell, needs.ends[0]
-        saved = _saved_tensors(ctx)
-        rows = [tensor.unsqueeze(0) for tensor in saved[:count]]
-        of_states = [None if grad is None else grad.unsqueeze(0) for grad in grads]
-        needed = ctx.needs_input_grad[_BEFORE_ROWS:]
-        if _must_be_differentiable(grads):
-            if versions != [*map(version_of, weights)]:
-                raise RuntimeError(
-                    f"{cell.layer}Cell: a weight was changed in place since the forward pass. With "
-                    "create_graph or is_grads_batched, change it only after the backward pass"
-                )
-            tensors = (*rows, *weights)
-            gradients: Iterable[Tensor | None] = _differentiable_backward(
-                needs, tensors, tensors, needed, (None, None, options), (None, *of_states)
+        count = needs.ends[0]
+        rows, saved = (tensors := _saved_tensors(ctx))[:count], tensors[count]
+        is_higher_order = _must_be_differentiable(grads)
+        call = needs, options, rows, saved, grads
+        if packed is not None and not is_higher_order:
+            collects = node is not None and _will_engine_execute_node(node)
+            found = _backward_directly(*call, [packed.backward], collects)
+            if found is not None:
+                of_rows, of_sums = found
+                if collects:
+                    h = rows[1] if options & ops.STATES else None
+                    collected = packed.rows.setdefault(_current_graph_task_id(), [])
+                    collected.append(_Rows(of_sums[0], rows[0], h, of_sums[1:]))
+                return *_NOT_DIFFERENTIABLE, *of_rows, *[None] * len(weights)
+        if (is_higher_order or packed is not None) and versions != _versions(weights):
+            raise RuntimeError(
+                f"{needs.cell.layer}Cell: a weight was changed in place since the forward pass. "
+                "With create_graph, is_grads_batched, modes and profilers, change it only after "
+                "the backward pass"
             )
-            return *_NOT_DIFFERENTIABLE, *_without_steps(gradients, count)
-        is_gathered = node is not None and _will_engine_execute_node(node)
-        want_layers = needs.want_layers
-        if packed is not None:
-            used, options = [packed.backward], options | ops.PREPARED | ops.FOR_BACKWARD
-            want_layers = [0] if is_gathered else []
+        if is_higher_order:
+            values = (*_with_steps(rows), *weights)
+            gradients: Iterable[Tensor | None] = _differentiable_backward(
+                needs,
+                values,
+                values,
+                ctx.needs_input_grad[_BEFORE_ROWS:],
+                (None, None, options),
+                (None, *_with_steps(grads)),
+            )
         else:
-            used = weights
-        returned = ops.backward_untraced(
-            cell.number,
-            rows[0],
-            [*rows[1:], *used],
-            None,
-            None,
-            options,
-            0,
-            saved[count],
-            saved[count + 1 : count + 1 + (cell.kept > 0)],
-            None,
-            of_states,
-            needs.wanted,
-            want_layers,
-            cell.program,
-        )
-        if packed is None:
-            return *_NOT_DIFFERENTIABLE, *_without_steps(needs.pick([*returned, None]), count)
-        wanted = sum(needs.wanted)
-        if is_gathered:
-            dz, *own = returned[wanted:]
-            h = saved[1] if options & ops.STATES else None
-            steps = packed.rows.setdefault(_current_graph_task_id(), [])
-            steps.append(_Rows(dz.squeeze(0), saved[0], h, own))
-        found = iter(returned[:wanted])
-        gradients = [next(found).squeeze(0) if want else None for want in needs.wanted]
-        return *_NOT_DIFFERENTIABLE, *gradients, *[None] * len(weights)
+            found = _backward_directly(*call, weights, bool(needs.want_layers))
+            if found is not None:
+                return *_NOT_DIFFERENTIABLE, *found[0], *found[1]
+            gradients = _backward(*call, weights)
+        return *_NOT_DIFFERENTIABLE, *_without_steps(gradients, count)
+
+
+def _forward_directly(
+    cell: Cell,
+    options: int,
+    rows: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    packed: PackedSteps | None,
+) -> tuple[tuple[Tensor, ...], Tensor] | None:
+    """Runs a step without torch's dispatcher, or returns None if the dispatcher is needed.
+
+    Args:
+        cell, options, weights: as in `FusedStep`.
+        rows: the input, the states and the other inputs.
+        packed: the same weights, or None.
+
+    Returns:
+        The new states, and what the backward step reads: h and the values that the cell keeps.
+    """
+    if not is_unobserved():
+        return None
+    x, states, inputs = _split(cell, options, rows)
+    hidden = ops.hidden_size(cell, weights)
+    last = [torch.empty(len(x), hidden, dtype=x.dtype) for _ in cell.states]
+    saved = torch.empty(len(x), (1 + cell.kept) * hidden, dtype=x.dtype)
+    used = [*weights] if packed is None else [packed.forward]
+    call = options & ~_BITS_OF_ROWS, cell.number, inputs or None, cell.program, saved
+    ran = prepared_ops.step_directly(used, states, last, x, None, None, *call)
+    return (tuple(last), saved) if ran else None
+
+
+def _forward(
+    cell: Cell, options: int, rows: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Runs a step as an operator. Arguments and results are as in `_forward_directly`."""
+    x, *others = _with_steps(rows)
+    tensors, options = [*others, *weights], options | ops.WANT_SAVED
+    output, last, kept = ops.forward_untraced(
+        cell.number, x, tensors, None, None, options, 0, cell.program
+    )
+    return tuple(state.squeeze_(0) for state in last), torch.cat([output, *kept], 2).squeeze_(0)
+
+
+def _backward_directly(
+    needs: _Needs,
+    options: int,
+    rows: Sequence[Tensor],
+    saved: Tensor,
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    wants_weights: bool,
+) -> tuple[Sequence[Tensor | None], Sequence[Any]] | None:
+    """Runs a backward step without torch's dispatcher, or returns None if that is needed.
+
+    Args:
+        needs: which gradients of rows are wanted.
+        options, rows: as in `_forward_directly`.
+        saved: what the step saved.
+        grads: the gradients of the new states, or None.
+        weights: the weights, or the tensor prepared for the backward pass. Then the gradients of
+            the sums and of the cell's own parameters replace the gradients of the weights.
+        wants_weights: whether the gradients of the weights are wanted.
+
+    Returns:
+        The gradients of the rows, and of the weights, None if they are not wanted.
+    """
+    given = [grad for grad in grads if grad is not None]
+    if not is_unobserved() or not all(map(is_plain, (*rows, *given))):
+        return None
+    cell, wanted, is_prepared = needs.cell, needs.wanted, weights[0].dim() == 1
+    x, states, inputs = _split(cell, options, rows)
+
+    def empty(*size: int) -> Tensor:
+        return torch.empty(size, dtype=x.dtype)
+
+    of_x = [empty(*x.shape) if wanted[0] else None]
+    want_states = any(wanted[1 : 1 + len(states)])
+    of_states = [empty(*state.shape) if want_states else None for state in states]
+    want_inputs = zip(inputs, wanted[1 + len(states) :], strict=True)
+    of_inputs = [empty(*beside.shape) if want else None for beside, want in want_inputs]
+    of_weights: list[Tensor] = []
+    if wants_weights and is_prepared:
+        hidden = saved.shape[1] // (1 + cell.kept)
+        blocks = {"gates": cell.gates, "hidden": hidden}
+        of_weights = [empty(len(x), cell.sums * hidden)]
+        of_weights += [empty(*(blocks[size] for size in p.shape)) for p in cell.own]
+    elif wants_weights:
+        of_weights = [empty(*weight.shape) for weight in weights]
+    gradients = [of_x, of_states, of_inputs, of_weights]
+    bits = options & ~_BITS_OF_ROWS | ops.FOR_BACKWARD * is_prepared
+    call = gradients, bits, cell.number, cell.program
+    if not prepared_ops.step_back_directly([*weights], states, x, inputs, saved, [*grads], *call):
+        return None
+    return [*of_x, *of_states, *of_inputs], of_weights or [None] * len(weights)
+
+
+def _backward(
+    needs: _Needs,
+    options: int,
+    rows: Sequence[Tensor],
+    saved: Tensor,
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """Runs a backward step as an operator. The arguments are as in `_backward_directly`.
+
+    Returns the gradients of the rows, with a time dimension, and of the weights.
+    """
+    cell = needs.cell
+    x, *others = _with_steps(rows)
+    hidden = saved.shape[1] // (1 + cell.kept)
+    output, kept = saved.unsqueeze(0).tensor_split([hidden], 2)
+    returned = ops.backward_untraced(
+        cell.number,
+        x,
+        [*others, *weights],
+        None,
+        None,
+        options,
+        0,
+        output,
+        [kept] if cell.kept else [],
+        None,
+        _with_steps(grads),
+        needs.wanted,
+        needs.want_layers,
+        cell.program,
+    )
+    return needs.pick([*returned, None])
+
+
+_BITS_OF_ROWS = ops.STATES | ops.INPUTS
+
+
+def _split(
+    cell: Cell, options: int, rows: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Splits rows into the input, the states and the other inputs."""
+    end = 1 + len(cell.states) if options & ops.STATES else 1
+    return rows[0], [*rows[1:end]], [*rows[end:]]
+
+
+def _with_steps(rows: Sequence[Tensor | None]) -> list[Any]:
+    return [None if row is None else row.unsqueeze(0) for row in rows]
 
 
 apply_step: Callable[..., Any] = super(torch.autograd.Function, FusedStep).apply

@@ -32,7 +32,7 @@ HUGE = (2**31, 2**32 + 1, 2**40, 2**52, 2**62, 2**62 + 1, 2**63 - 1)
 NUMBERS = (*HUGE, -1, -2, -(2**31), -(2**63), 0, 1, 2, 3, 5, 64, 255)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OTHER_DTYPES = (*DTYPES, torch.int8, torch.int32, torch.int64, torch.bool, torch.complex64)
-HEADER = range(32, 104, 8)
+HEADER = range(32, 112, 8)
 """The byte offsets of the integers in the header of packed weights."""
 OPERATORS = {
     "forward": ops.forward,
@@ -43,6 +43,7 @@ OPERATORS = {
     "unpack": prepared_ops.unpack,
     "step": prepared_ops.step,
     "_C.step": prepared_ops.step_directly,
+    "_C.step_back": prepared_ops.step_back_directly,
     "cpu_plan": torch.ops.namernn_fast.cpu_plan.default,
     "cpu_terms": torch.ops.namernn_fast.cpu_terms.default,
 }
@@ -69,8 +70,9 @@ class Stack:
     """A stack of layers with random options, sizes and tensors, for valid calls."""
 
     def __init__(self, draw: random.Random, operator: str):
-        one_layer = operator == "_C.step" and draw.random() < 0.5
-        steps = operator in ("step", "_C.step")
+        back = operator == "_C.step_back"
+        one_layer = back or (operator == "_C.step" and draw.random() < 0.5)
+        steps = operator in ("step", "_C.step", "_C.step_back")
         inference = steps or operator not in ("forward", "backward")
         self.prepared, self.cell = None, draw.choice([*CELLS.values(), *EQUATIONS])
         cell = self.cell
@@ -81,6 +83,8 @@ class Stack:
         self.has_ids = not one_layer and draw.random() < 0.3
         self.vocabulary = draw.choice((1, 7, 50)) if self.has_ids else 0
         self.T, self.B = draw.choice((1, 2, 7)), draw.choice((0, 1, 3, 9))
+        if back:  # which leaves empty tensors to the operator
+            self.D, self.B = max(self.D, 1), max(self.B, 1)
         self.layout = "padded" if steps else draw.choice(("padded", "lengths", "packed", "jagged"))
         options = draw.choice((0, ops.MEDIUM_PRECISION, ops.HIGH_PRECISION))
         for bit, allowed in (
@@ -179,12 +183,10 @@ class Stack:
             self._randn(*rows, self.layers * self.directions * self.H) for _ in self.cell.inputs
         ]
 
-    def prepare(self):
+    def prepare(self, more_options=0):
         """Returns the packed weights."""
-        cell = self.cell
-        return prepared_ops.prepare(
-            cell.number, self.weights, self.sizes, self.options, cell.program
-        )
+        cell, options = self.cell, self.options | more_options
+        return prepared_ops.prepare(cell.number, self.weights, self.sizes, options, cell.program)
 
 
 def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
@@ -231,7 +233,33 @@ def arguments_of(draw: random.Random, operator: str) -> dict[str, Any]:
             return {"prepared": stack.prepare()} | cell | rest
         case "forward_prepared":
             return call | {"sizes": stack.sizes} | rows | program
+        case "_C.step_back":
+            return step_back_arguments(draw, stack)
     return step_arguments(draw, operator, stack)
+
+
+def step_back_arguments(draw: random.Random, stack: Stack) -> dict[str, Any]:
+    """Returns random valid arguments of `_C.step_back`, by name."""
+    cell, B, H = stack.cell, stack.B, stack.H  # noqa: N806 - named as in the kernels
+    prepared = draw.random() < 0.5
+
+    def grads_like(tensors, all_or_none=False):
+        wanted = [draw.random() < 0.7] * len(tensors) if all_or_none else None
+        wanted = wanted or [draw.random() < 0.7 for _ in tensors]
+        pairs = zip(tensors, wanted, strict=True)
+        return [torch.empty_like(tensor) if want else None for tensor, want in pairs]
+
+    frame, inputs = stack.frame([B]), stack.beside([B]) if draw.random() < 0.5 else []
+    rows = [stack._randn(B, H) for _ in cell.states]
+    states = rows if draw.random() < 0.5 else []
+    sums, own = stack._randn(B, cell.sums * H), stack.weights[len(stack.weights) - len(cell.own) :]
+    of_weights = grads_like([sums, *own] if prepared else stack.weights, True)
+    gradients = [grads_like([frame]), grads_like(states, True), grads_like(inputs), of_weights]
+    call = {"weights": [stack.prepare(ops.FOR_BACKWARD)] if prepared else stack.weights}
+    call |= {"states": states, "frame": frame, "inputs": inputs}
+    call |= {"saved": stack._randn(B, (1 + cell.kept) * H), "grads": rows, "gradients": gradients}
+    call |= {"options": stack.options | ops.FOR_BACKWARD * prepared, "cell": cell.number}
+    return call | {"program": cell.program}
 
 
 def step_arguments(draw: random.Random, operator: str, stack: Stack) -> dict[str, Any]:
@@ -263,7 +291,7 @@ def step_arguments(draw: random.Random, operator: str, stack: Stack) -> dict[str
     weights = [stack.prepare()] if prepared else stack.weights
     call = {"weights": weights, "states": states, "last": last, "frame": frame, "output": output}
     call |= {"rows": places, "options": stack.options, "cell": stack.cell.number}
-    return call | {"inputs": inputs or None, "program": stack.cell.program}
+    return call | {"inputs": inputs or None, "program": stack.cell.program, "saved": None}
 
 
 def corrupted(draw: random.Random, prepared: torch.Tensor) -> tuple[str, torch.Tensor]:
@@ -410,7 +438,7 @@ def run_call(number: int, announce: Any) -> str:
     arguments = arguments_of(draw, operator)
     valid = [*copy.deepcopy(arguments).values()]
     accepted = OPERATORS[operator](*valid)
-    assert accepted is not False or operator != "_C.step", "a valid step was rejected"
+    assert accepted is not False or operator[:3] != "_C.", "a valid step was rejected"
     name = draw.choice([*arguments])
     options = arguments.get("options", 0)
     change, value = mutated(draw, name, arguments[name], options)
@@ -423,7 +451,7 @@ def run_call(number: int, announce: Any) -> str:
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, MemoryError) as e:
         message = re.sub(r"\d+", "#", str(e).split("\n")[0])
         return f"rejected: {type(e).__name__}: {message}"
-    if operator == "_C.step" and not results:
+    if operator[:3] == "_C." and not results:
         return "rejected: left to the operator"
     if operator in SHAPES_ARE_KNOWN:
         check_shapes(operator, arguments, results)

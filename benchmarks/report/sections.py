@@ -16,6 +16,7 @@ from benchmarks.cpu import (
     grid,
     layers,
     leaky,
+    loops,
     peers,
     precision,
     prepared,
@@ -53,6 +54,7 @@ STUDIES = (
     equations,
     streams,
     steps,
+    loops,
     fading,
     torch_operators,
 )

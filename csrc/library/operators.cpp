@@ -40,35 +40,16 @@ void check_sharing(const Stack& stack, const Options& options) {
         "weights must be float32 or float64 when prefixes are shared");
 }
 
-// Checks the states and the prepared weights of a single layer in one direction, and returns them
-// as a Stack.
-Stack check_prepared_call(const Cell& cell, const Tensor& input, const Lists& lists, Batch batch,
-                          const Options& options) {
-  check(lists.weights.size() == 1, "tensors must end with one prepared tensor, got ",
-        lists.weights.size());
-  const Tensor& prepared = lists.weights[0];
-  check(prepared.is_cpu(), "prepared must be on the CPU");
-  const Stack layer = stack_of_prepared(cell, view_of(prepared), options);
-  check(layer.layers == 1 && layer.directions == 1, "prepared must hold one layer, one direction");
-  const Sizes sizes{1, layer.D, layer.H, layer.V, layer.P, layer.heads};
-  Stack stack = check_prepared_stack(cell, input, lists.states, layer.dtype, sizes,
-                                     std::move(batch), options);
-  set_prepared(stack, prepared);
-  return stack;
-}
-
 // Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
 Stack check_call(int64_t number, const OptionalText& program, const Tensor& input,
                  const Tensors& tensors, const OptionalTensor& sequence_layout,
                  const OptionalTensor& reset, const Options& options) {
   check(!options.int8, "options must not set INT8 without prepared weights");
+  check(!options.for_backward, "options must not set FOR_BACKWARD without prepared weights");
   std::shared_ptr<const Cell> cell = cell_of(number, program);
   const Lists lists = split(*cell, tensors, options);
-  Batch batch = read_batch(input, sequence_layout, reset, options);
-  Stack stack =
-      options.prepared
-          ? check_prepared_call(*cell, input, lists, std::move(batch), options)
-          : check_stack(*cell, input, lists.states, lists.weights, std::move(batch), options);
+  Stack stack = check_stack(*cell, input, lists.states, lists.weights,
+                            read_batch(input, sequence_layout, reset, options), options);
   stack.owned_cell = std::move(cell);
   set_reset_to(stack, lists.reset_to, reset.has_value());
   set_inputs(stack, lists.inputs);
@@ -100,7 +81,6 @@ std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
                                              const OptionalTensor& reset, int64_t bits,
                                              int64_t trees, const OptionalText& program) {
   const Options options = read_options(bits, trees);
-  check(!options.for_backward, "options must not set FOR_BACKWARD in forward passes");
   return run_forward(check_call(cell, program, input, tensors, sequence_layout, reset, options),
                      options);
 }
@@ -312,11 +292,6 @@ void allocate_gradients(const Stack& stack, const std::vector<bool>& wanted,
     grads.grad_weights.push_back(is_wanted ? uninitialized_like(stack.weights[i])
                                            : empty({0}, stack.dtype));
   }
-  if (!stack.prepared || want_layers.empty()) return;
-  grads.grad_sums = empty_rows(stack.batch, stack.cell->sums * stack.H, stack.dtype);
-  for (const Parameter p : stack.parameters) {
-    if (p >= kOwn) grads.grad_weights.push_back(empty(stack.shape_of(p, 0), stack.dtype));
-  }
 }
 
 // Returns the gradient of the i-th input besides x, given its gradients for each layer and
@@ -338,8 +313,6 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
                  const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers,
                  const OptionalText& program) {
   const Options options = read_options(bits, trees);
-  check(options.prepared == options.for_backward,
-        "options must set both PREPARED and FOR_BACKWARD, or neither");
   const Stack stack = check_call(cell, program, input, tensors, sequence_layout, reset, options);
   BackwardTensors grads;
   read_results(stack, options, output, saved, grads);
@@ -359,7 +332,6 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
     const OptionalTensor& grad = grads.grad_inputs[i];
     if (grad) gradients.push_back(sum_if_shared(stack, i, *grad));
   }
-  if (grads.grad_sums) gradients.push_back(*grads.grad_sums);
   const size_t per_layer = stack.first_weight(stack.directions);
   for (size_t i = 0; i < grads.grad_weights.size(); ++i) {
     if (grads.want_weights[i / per_layer]) gradients.push_back(grads.grad_weights[i]);

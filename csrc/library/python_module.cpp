@@ -2,6 +2,7 @@
 // a small step.
 #include <Python.h>
 
+#include <algorithm>
 #include <new>
 #include <optional>
 #include <string>
@@ -112,17 +113,47 @@ int64_t read_tensors(const DLPackExchangeAPI* exchange, PyObject* list, View* vi
   return count;
 }
 
-// step(weights, states, last, frame, output, rows, options, cell, inputs, program): runs a step;
-// see Step.
+// Like read_tensors(), for a list that may contain None. The views of None have no data.
+bool read_optional(const DLPackExchangeAPI* exchange, PyObject* list, View* views, int64_t most) {
+  const int64_t count = PyList_Size(list);
+  for (int64_t i = 0; i < count; ++i) {
+    PyObject* const item = PyList_GetItem(list, i);
+    if (count > most || (item != Py_None && !read_tensor(exchange, item, views[i]))) return false;
+  }
+  return count >= 0;
+}
+
+// Runs `run(cell, options)` for the arguments `options`, `cell` and `program` of a step.
+template <class Run>
+PyObject* run_with(PyObject* options, PyObject* cell, PyObject* program, Run&& run) {
+  const int64_t bits = PyLong_AsLongLong(options), number = PyLong_AsLongLong(cell);
+  std::optional<std::string_view> text;
+  if (program != Py_None) {
+    Py_ssize_t length = 0;
+    const char* const data = PyUnicode_AsUTF8AndSize(program, &length);
+    if (data) text.emplace(data, size_t(length));
+  }
+  if (PyErr_Occurred()) return nullptr;
+  const bool ran = run_without_lock([&] {
+    const std::shared_ptr<const Cell> described = cell_of(number, text);
+    run(*described, read_options(bits, 0));
+  });
+  if (!ran) return nullptr;
+  Py_RETURN_TRUE;
+}
+
+// step(weights, states, last, frame, output, rows, options, cell, inputs, program, saved): runs a
+// step; see Step.
 // - weights, states, last: lists of tensors. `last` is None to update the states in place.
 // - output: None for a step module.
 // - rows: a list of integers, or None for all sequences.
 // - inputs: a list of tensors, or None for no inputs besides x.
 // - program: the program of an equation, or None.
+// - saved: the tensor to save for step_back(), or None.
 // Returns True, or does nothing and returns False if only the operator accepts these arguments.
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 10 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
-    PyErr_SetString(PyExc_TypeError, "step() takes 10 arguments, the first of them a list");
+  if (count != 11 || !PyList_Check(args[0]) || PyList_Size(args[0]) < 1) {
+    PyErr_SetString(PyExc_TypeError, "step() takes 11 arguments, the first of them a list");
     return nullptr;
   }
   static const DLPackExchangeAPI* const exchange = find_exchange();
@@ -132,6 +163,7 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!exchange || !read_tensor(exchange, args[3], step.frame)) return false;
     step.is_of_stream = args[4] != Py_None;
     if (step.is_of_stream && !read_tensor(exchange, args[4], step.output)) return false;
+    if (args[10] != Py_None && !read_tensor(exchange, args[10], step.saved)) return false;
     step.weight_count = read_tensors(exchange, args[0], step.weights, kParameters);
     step.state_count = read_tensors(exchange, args[1], step.states, kMostStates);
     PyObject* const last = args[2] == Py_None ? args[1] : args[2];
@@ -153,27 +185,66 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
     step.row_count = int64_t(rows.size());
     step.rows = rows.data();
   }
-  const int64_t options = PyLong_AsLongLong(args[6]);
-  const int64_t cell = PyLong_AsLongLong(args[7]);
-  std::optional<std::string_view> program;
-  if (args[9] != Py_None) {
-    Py_ssize_t length = 0;
-    const char* const text = PyUnicode_AsUTF8AndSize(args[9], &length);
-    if (text) program.emplace(text, size_t(length));
+  return run_with(args[6], args[7], args[9], [&](const Cell& cell, const Options& options) {
+    step.cell = &cell;
+    run_step(step, options);
+  });
+}
+
+// step_back(weights, states, frame, inputs, saved, grad_last, gradients, options, cell, program):
+// runs a step backward; see StepBack.
+// - weights, states, inputs: lists of tensors.
+// - grad_last: a list with a tensor or None for each state of the cell.
+// - gradients: four lists of the tensors to write, with None for gradients that are not wanted: of
+//   the frame, of the states, of the inputs, and of the weights. With prepared weights, the last
+//   list has the gradient of the sums and the gradients of the cell's own parameters.
+// Returns True, or does nothing and returns False if only the operator accepts these arguments.
+PyObject* step_back(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  bool valid = count == 10 && PyList_Check(args[6]) && PyList_Size(args[6]) == 4;
+  for (const int i : {0, 1, 3, 5}) valid = valid && PyList_Check(args[i]);
+  for (int i = 0; valid && i < 4; ++i) valid = PyList_Check(PyList_GetItem(args[6], i)) != 0;
+  if (!valid) {
+    PyErr_SetString(PyExc_TypeError, "step_back() takes 10 arguments, five of them lists");
+    return nullptr;
   }
-  if (PyErr_Occurred()) return nullptr;
-  const auto run = [&] {
-    const std::shared_ptr<const Cell> described = cell_of(cell, program);
-    step.cell = described.get();
-    run_step(step, read_options(options, 0));
+  static const DLPackExchangeAPI* const exchange = find_exchange();
+  StepBack step{};
+  const auto read_all = [&] {
+    if (!exchange || !read_tensor(exchange, args[2], step.frame)) return false;
+    if (!read_tensor(exchange, args[4], step.saved)) return false;
+    step.weight_count = read_tensors(exchange, args[0], step.weights, kParameters);
+    step.state_count = read_tensors(exchange, args[1], step.states, kMostStates);
+    const int64_t inputs = read_tensors(exchange, args[3], step.inputs, kMostInputs);
+    if (step.weight_count < 1 || step.state_count < 0 || inputs < 0) return false;
+    const auto list = [&](int i) { return PyList_GetItem(args[6], i); };
+    View weights[kParameters + 1] = {};
+    const bool prepared = step.weight_count == 1 && step.weights[0].dim != 2;
+    if (!read_optional(exchange, args[5], step.grad_last, kMostStates) ||
+        !read_optional(exchange, list(0), &step.grad_frame, 1) ||
+        !read_optional(exchange, list(1), step.grad_states, kMostStates) ||
+        !read_optional(exchange, list(2), step.grad_inputs, kMostInputs) ||
+        !read_optional(exchange, list(3), weights, kParameters + prepared)) {
+      return false;
+    }
+    if (prepared) step.grad_sums = weights[0];
+    std::copy_n(weights + prepared, kParameters, step.grad_weights);
+    return true;
   };
-  if (!run_without_lock(run)) return nullptr;
-  Py_RETURN_TRUE;
+  if (!read_all() || !is_simple(step)) {
+    PyErr_Clear();
+    Py_RETURN_FALSE;
+  }
+  return run_with(args[7], args[8], args[9], [&](const Cell& cell, const Options& options) {
+    step.cell = &cell;
+    run_step_back(step, options);
+  });
 }
 
 PyMethodDef kMethods[] = {
     {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)), METH_FASTCALL,
      nullptr},
+    {"step_back", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step_back)),
+     METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

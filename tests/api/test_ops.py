@@ -232,7 +232,7 @@ def layout_of(*values, dtype=torch.int64):
             {"weights": lambda kind: weights_of(kind)[:3], "options": ops.BIDIRECTIONAL},
             "hold . tensors .*, got 3",
         ),
-        ({"options": 2**20}, "options must be bits of namernn_fast.ops, got"),
+        ({"options": 2**21}, "options must be bits of namernn_fast.ops, got"),
         ({"options": -1}, "options must be bits of namernn_fast.ops, got -1"),
         ({"options": ops.PACKED | ops.JAGGED}, "options must not say both packed and jagged"),
         (
@@ -349,7 +349,7 @@ def backward_arguments(kind):
         ({"wanted": [True, True]}, r"wanted must say .* input and each of 0 .*, got 2 values"),
         ({"wanted": []}, r"wanted must say .* input and each of 0 .*, got 0 values"),
         ({"want_layers": [1]}, "want_layers must be between 0 and 0, got 1"),
-        ({"options": ops.BIAS | ops.LAST_STATE | 2**20}, "options must be bits of"),
+        ({"options": ops.BIAS | ops.LAST_STATE | 2**21}, "options must be bits of"),
     ],
 )
 def test_the_backward_operator_rejects_invalid_arguments(kind, changes, text):

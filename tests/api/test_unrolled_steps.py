@@ -7,15 +7,22 @@ import threading
 import pytest
 import torch
 from kinds import needs_extension
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from namernn_fast import explain, ops
+from namernn_fast.nn.base import step_module
 from namernn_fast.nn.states import map_states, states_in
 from namernn_fast.step_autograd import PackedSteps
 from namernn_fast.testing import assert_within_budget
 
 pytestmark = needs_extension
 T, B, D, H = 5, 3, 4, 6
+
+
+@pytest.fixture(autouse=True)
+def unroll_all_sizes(monkeypatch):
+    monkeypatch.setattr(step_module, "MIN_UNROLLED", 0)
 
 
 class Loop:
@@ -213,6 +220,34 @@ def test_saved_tensor_hooks_see_every_saved_tensor(kind):
         results = loop.run(True)
     assert packed
     loop.check(loop.gradients(results))
+
+
+class Seen(TorchDispatchMode):
+    """Collects the names of all operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        self.names.add(operator.name())
+        return operator(*arguments, **keywords or {})
+
+
+@pytest.mark.parametrize("unrolled", [True, False])
+def test_modes_see_operators_in_both_passes(kind, fused_steps, unrolled):
+    """Without modes, both passes skip torch's dispatcher."""
+    loop = Loop(kind)
+    wanted = loop.gradients(loop.run(False))
+    with Seen() as seen:
+        results = loop.run(unrolled)
+    loop.check(loop.gradients(results), wanted)
+    assert ("namernn_fast::forward" in seen.names) == (
+        unrolled or kind.gates > 1 or not kind.cell.torch
+    )
+    results = loop.run(unrolled)
+    with Seen() as seen:
+        loop.check(loop.gradients(results), wanted)
 
 
 @pytest.mark.parametrize("batched", [False, True])

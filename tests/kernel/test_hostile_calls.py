@@ -74,7 +74,7 @@ def test_wrong_sizes_of_prepared_weights_are_rejected(sizes, text):
     output = torch.empty(2, 3, 5)
     with pytest.raises(RuntimeError, match="prepared must come from"):
         prepared_ops.step(number, prepared, states, frame, None, (), ops.BIAS)
-    step = [prepared], states, None, frame, output, None, ops.BIAS, number, None, None
+    step = [prepared], states, None, frame, output, None, ops.BIAS, number, None, None, None
     with pytest.raises(RuntimeError, match="prepared must come from"):
         prepared_ops.step_directly(*step)
 
@@ -84,7 +84,8 @@ def direct_step(**changes):
     state = torch.zeros(2, 5)
     call = {"weights": WEIGHTS, "states": [state], "last": [state.clone()]}
     call |= {"frame": torch.zeros(2, 4), "output": None, "rows": None}
-    call |= {"options": ops.BIAS, "cell": CELL.number, "inputs": None, "program": None} | changes
+    call |= {"options": ops.BIAS, "cell": CELL.number, "inputs": None, "program": None}
+    call |= {"saved": None} | changes
     return prepared_ops.step_directly(*call.values())
 
 

@@ -31,9 +31,8 @@ struct Options {
   bool reset_to = has(131072);
   bool inputs = has(262144);
   bool sums = has(524288);
-  bool prepared = has(1048576);
-  bool for_backward = has(2097152);
-  bool unknown = bits < 0 || bits >= 4194304;  // whether an undefined bit is set
+  bool for_backward = has(1048576);
+  bool unknown = bits < 0 || bits >= 2097152;  // whether an undefined bit is set
   Activation activation = relu       ? Activation::relu
                           : sigmoid  ? Activation::sigmoid
                           : softplus ? Activation::softplus

@@ -320,7 +320,6 @@ Layer<Scalar> direction_of(const Stack& stack, int64_t k, int64_t d, const Tenso
 template <class Scalar>
 void set_weight_gradients(const Stack& stack, const Tensor* grad_weights, Backward<Scalar>& args) {
   for (const Parameter p : stack.parameters) {
-    if (stack.prepared && p < kOwn) continue;  // BackwardTensors::grad_sums replaces the gradient
     const bool is_copied = p == kBiasHh && stack.cell->one_bias_gradient;
     args.grads[p] = is_copied ? nullptr : mutable_data<Scalar>(*grad_weights);
     ++grad_weights;

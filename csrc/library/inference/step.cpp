@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "library/arguments/stack.h"
@@ -24,8 +25,9 @@ void check_shape(const char* name, const View& view, int32_t dtype,
   }
 }
 
-// Returns the Stack that describes a step, with its batch unset.
-Stack stack_of(const Step& step, const Options& options) {
+// Returns the Stack that describes a step or a backward step, with its batch unset.
+template <class AnyStep>
+Stack stack_of(const AnyStep& step, const Options& options) {
   const View* weights = step.weights;
   // A layer may also have a single weight, which is a matrix.
   const bool is_prepared = step.weight_count == 1 && weights[0].dim != 2;
@@ -122,6 +124,15 @@ Frame check_frame(const Step& step, const Stack& stack, int64_t sequences, const
   return rows;
 }
 
+// Checks what a step saves for its backward step.
+template <class AnyStep>
+void check_saved(const AnyStep& step, const Stack& stack, int64_t sequences) {
+  check(stack.layers == 1 && !stack.has_projections() && !stack.has_ids,
+        "only a layer without projections runs backward, on features");
+  check_shape("saved", step.saved, stack.dtype, {sequences, stack.H + stack.kept_size()});
+  check(is_dense(step.saved), "saved must be contiguous");
+}
+
 void check_rows(const Step& step, int64_t sequences) {
   std::vector<bool> seen(size_t(step.row_count < 0 ? 0 : sequences));
   for (int64_t i = 0; i < step.row_count; ++i) {
@@ -154,6 +165,27 @@ void for_each_row(const Step& step, const View& state, char* packed, F&& f) {
     for (int64_t b = 0; b < step.row_count; ++b, packed += bytes) {
       f(state.data + size_t(k * sequences + step.rows[b]) * bytes, packed, bytes);
     }
+  }
+}
+
+// Sets what layer k reads of the frame: its input, if it is the first layer, and inputs besides x.
+template <class Scalar>
+void set_frame(const Step& step, const Stack& stack, const Frame& frame, int64_t k,
+               Layer<Scalar>& layer) {
+  if (k == 0 && stack.has_ids) {
+    const auto* ids = reinterpret_cast<const int64_t*>(step.frame.data);
+    layer.table.ids = {ids, frame.time_stride, frame.row_stride};
+  } else if (k == 0) {
+    const auto* rows = reinterpret_cast<const Scalar*>(step.frame.data);
+    layer.input = {rows, frame.time_stride, frame.row_stride};
+  }
+  for (int i = 0; i < stack.cell->inputs; ++i) {
+    const View& beside = step.inputs[i];
+    if (!beside.data) continue;
+    const auto [time_stride, row_stride] = strides_of(beside, beside.dim == 2, frame.batch_first);
+    const int64_t column = stack.column_beside(size_t(i), last_size(beside), k);
+    layer.inputs[i] = {reinterpret_cast<const Scalar*>(beside.data) + column, time_stride,
+                       row_stride};
   }
 }
 
@@ -191,22 +223,14 @@ void run_layers(const Step& step, const Stack& stack, const Frame& frame) {
       const View* weight = step.weights;
       for (const Parameter p : stack.parameters) layer.parameters[p] = rows_at(weight++->data);
     }
-    if (k > 0) {
-      layer.input = {rows_at(outputs[(k - 1) % 2]), each, P};
-    } else if (stack.has_ids) {
-      const auto* ids = reinterpret_cast<const int64_t*>(step.frame.data);
-      layer.table.ids = {ids, frame.time_stride, frame.row_stride};
-    } else {
-      layer.input = {rows_at(step.frame.data), frame.time_stride, frame.row_stride};
-    }
-    for (int i = 0; i < stack.cell->inputs; ++i) {
-      const View& beside = step.inputs[i];
-      if (!beside.data) continue;
-      const auto [time_stride, row_stride] = strides_of(beside, beside.dim == 2, frame.batch_first);
-      const int64_t column = stack.column_beside(size_t(i), last_size(beside), k);
-      layer.inputs[i] = {rows_at(beside.data) + column, time_stride, row_stride};
-    }
+    set_frame(step, stack, frame, k, layer);
+    if (k > 0) layer.input = {rows_at(outputs[(k - 1) % 2]), each, P};
     args.output = {rows_at(outputs[k % 2]), each, P};
+    if (step.saved.data) {
+      const int64_t width = last_size(step.saved);
+      args.output = {rows_at(step.saved.data), 0, width};
+      if (stack.keeps()) args.kept = {rows_at(step.saved.data) + stack.H, 0, width};
+    }
     if (k + 1 == stack.layers && step.is_of_stream) {
       const bool batch_first = frame.batch_first;
       args.output = {rows_at(step.output.data), batch_first ? P : each,
@@ -273,11 +297,135 @@ void run_step(const Step& step, const Options& options) {
   const int64_t taking_part = step.row_count < 0 ? sequences : step.row_count;
   const Frame frame = check_frame(step, stack, taking_part, options);
   check_rows(step, sequences);
+  if (step.saved.data) {
+    check(!step.is_of_stream && step.row_count < 0, "a step of a stream saves nothing");
+    check_saved(step, stack, sequences);
+  }
   if (stack.has_ids) check_ids(step.frame, frame, stack.V);
   set_rows(stack, frame.T, frame.B, options);
   if (stack.is_empty()) return;
   with_storage(stack.dtype,
                [&](auto storage) { run_layers<decltype(storage)>(step, stack, frame); });
+}
+
+bool is_simple(const StepBack& step) {
+  const auto is_matrix = [](const View& view) {
+    return view.dim == 2 && view.sizes[0] > 0 && view.sizes[1] > 0;
+  };
+  const auto is_absent_or_fits = [&](const View& view) {
+    return !view.data || (is_matrix(view) && has_adjacent_features(view));
+  };
+  bool simple = is_matrix(step.frame) && has_adjacent_features(step.frame);
+  for (const View& state : step.states) simple = simple && is_absent_or_fits(state);
+  for (const View& beside : step.inputs) simple = simple && is_absent_or_fits(beside);
+  return simple && is_matrix(step.saved);
+}
+
+namespace {
+
+// Checks a gradient that is written, if it is wanted.
+void check_gradient(const char* name, const View& grad, const Stack& stack,
+                    const std::vector<int64_t>& shape) {
+  if (!grad.data) return;
+  check_shape(name, grad, stack.dtype, shape);
+  check(is_dense(grad), name, " must be contiguous");
+}
+
+// Returns whether the gradients of the weights are wanted, or of the sums if these replace them.
+bool wants_gradients(const StepBack& step, const Stack& stack) {
+  return (stack.prepared ? step.grad_sums : step.grad_weights[0]).data;
+}
+
+void check_step_back(const StepBack& step, const Stack& stack) {
+  check(stack.layers == 1 && !stack.sums_given && stack.backward_panels == bool(stack.prepared),
+        "weights must be of one layer, or prepared for the backward pass");
+  const int64_t B = step.frame.sizes[0], H = stack.H;
+  check_saved(step, stack, B);
+  check_shape("frame", step.frame, stack.dtype, {B, stack.D});
+  check_gradient("the gradient of frame", step.grad_frame, stack, {B, stack.D});
+  check(step.state_count == 0 || step.state_count == int64_t(stack.state_count()),
+        "states must hold ", stack.state_count(), " tensor(s), one for each state of the cell");
+  for (size_t i = 0; i < stack.state_count(); ++i) {
+    if (step.state_count) check_shape("a state", step.states[i], stack.dtype, {B, H});
+    if (step.grad_last[i].data) {
+      check_shape("the gradient of a last state", step.grad_last[i], stack.dtype, {B, H});
+    }
+    check_gradient("the gradient of a state", step.grad_states[i], stack, {B, H});
+    check(!step.grad_states[i].data == !step.grad_states[0].data,
+          "the gradients of all states or of none must be wanted");
+  }
+  for (int i = 0; i < kMostInputs; ++i) {
+    const int64_t features = i < stack.cell->inputs ? stack.features_beside(size_t(i)) : 0;
+    check(features > 0 || !step.inputs[i].data, "inputs must hold ", stack.cell->inputs,
+          " tensor(s) for the ", stack.cell->name, " cell");
+    if (step.inputs[i].data) check_shape("an input", step.inputs[i], stack.dtype, {B, features});
+    check_gradient("the gradient of an input", step.grad_inputs[i], stack, {B, features});
+  }
+  check_gradient("the gradient of the sums", step.grad_sums, stack, {B, stack.cell->sums * H});
+  check(stack.prepared || !step.grad_sums.data, "only prepared weights have gradients of sums");
+  const View* grad = step.grad_weights;
+  const bool wants_weights = wants_gradients(step, stack);
+  for (const Parameter p : stack.parameters) {
+    if (stack.prepared && p < kOwn) continue;
+    check(!wants_weights == !grad->data, "the gradients of all weights or of none must be wanted");
+    check_gradient(name_of(*stack.cell, p), *grad++, stack, stack.shape_of(p, 0));
+  }
+}
+
+template <class Scalar>
+void run_layer_back(const StepBack& step, const Stack& stack) {
+  const auto rows_at = [](const View& view) {
+    return RowStrides<Scalar>{reinterpret_cast<Scalar*>(view.data), 0,
+                              view.data ? view.strides[0] : 0};
+  };
+  const auto read_at = [&](const View& view) {
+    const RowStrides<Scalar> rows = rows_at(view);
+    return RowStrides<const Scalar>{rows.data, 0, rows.row_stride};
+  };
+  const auto values_of = [](const View& view) { return reinterpret_cast<Scalar*>(view.data); };
+  Backward<Scalar> args{};
+  args.layer = layer_of<Scalar>(stack, 0, 0);
+  args.layer.input = read_at(step.frame);
+  args.output = args.kept = read_at(step.saved);
+  args.kept.data = stack.keeps() ? args.kept.data + stack.H : nullptr;
+  args.grad_input = rows_at(step.grad_frame);
+  args.grad_sums = rows_at(step.grad_sums);
+  for (size_t i = 0; i < stack.state_count(); ++i) {
+    const View& grad = step.grad_last[i];
+    args.grad_last[i] = {nullptr, 0, 1};
+    if (grad.data) args.grad_last[i] = {values_of(grad), grad.strides[0], grad.strides[1]};
+    if (step.state_count) {
+      args.layer.initial[i] = {values_of(step.states[i]), step.states[i].strides[0]};
+    }
+    args.grad_initial[i] = values_of(step.grad_states[i]);
+  }
+  for (int i = 0; i < stack.cell->inputs; ++i) {
+    args.layer.inputs[i] = read_at(step.inputs[i]);
+    args.grad_inputs[i] = rows_at(step.grad_inputs[i]);
+  }
+  args.wants_weights = wants_gradients(step, stack);
+  const View *weight = step.weights, *grad = step.grad_weights;
+  Scalar* bias_hh = nullptr;  // a copy of the gradient of bias_ih
+  for (const Parameter p : stack.parameters) {
+    if (!stack.prepared) args.layer.parameters[p] = values_of(*weight++);
+    if (stack.prepared && p < kOwn) continue;
+    args.grads[p] = values_of(*grad++);
+    if (p == kBiasHh && stack.cell->one_bias_gradient) {
+      bias_hh = std::exchange(args.grads[p], nullptr);
+    }
+  }
+  kernels_for<Scalar>(stack).backward(args, Resources(this_machine()).runtime());
+  if (bias_hh) std::copy_n(args.grads[kBiasIh], stack.gate_rows(), bias_hh);
+}
+
+}  // namespace
+
+void run_step_back(const StepBack& step, const Options& options) {
+  check(!options.bidirectional, "a step must have one direction");
+  Stack stack = stack_of(step, options);
+  check_step_back(step, stack);
+  set_rows(stack, 1, step.frame.sizes[0], options);
+  with_storage(stack.dtype, [&](auto storage) { run_layer_back<decltype(storage)>(step, stack); });
 }
 
 }  // namespace namernn_fast

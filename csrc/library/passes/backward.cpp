@@ -52,12 +52,8 @@ Backward<Scalar> backward_of(const Stack& stack, const BackwardTensors& grads, i
     const Tensor& grad = grads.grad_reset_to[i];
     args.grad_reset_to[i] = restart_states<Scalar>(grad, mutable_data<Scalar>(grad), state);
   }
-  if (grads.grad_sums) {
-    const Tensor& sums = *grads.grad_sums;
-    args.grad_sums = rows_of<Scalar>(batch, sums, mutable_data<Scalar>(sums), 0);
-  }
   if (grads.want_weights[size_t(k)]) {
-    set_weight_gradients(stack, grads.grad_weights.data() + stack.first_weight(state), args);
+    set_weight_gradients(stack, &grads.grad_weights[stack.first_weight(state)], args);
   }
   return args;
 }
@@ -169,7 +165,6 @@ void run_backward(const Stack& stack, const BackwardTensors& grads) {
 template <class Scalar>
 void finish_backward(const Stack& stack, const BackwardTensors& grads) {
   if (grads.grad_input) clear_padding(stack.batch, *grads.grad_input);
-  if (grads.grad_sums) clear_padding(stack.batch, *grads.grad_sums);
   for (const auto& grad : grads.grad_inputs) {
     if (grad) clear_padding(stack.batch, *grad);
   }
@@ -182,8 +177,7 @@ void finish_backward(const Stack& stack, const BackwardTensors& grads) {
     });
   }
   const size_t count = size_t(stack.parameters.count);
-  const bool one_bias = stack.cell->one_bias_gradient && !stack.prepared;
-  for (size_t i = 0; i < grads.grad_weights.size() && one_bias; ++i) {
+  for (size_t i = 0; i < grads.grad_weights.size() && stack.cell->one_bias_gradient; ++i) {
     if (stack.parameters.roles[i % count] != kBiasHh) continue;
     if (!grads.want_weights[i / count / size_t(stack.directions)]) continue;
     std::copy_n(const_data<Scalar>(grads.grad_weights[i - 1]), stack.gate_rows(),
@@ -211,7 +205,6 @@ void backward_stack(const Stack& stack, const Options& options, BackwardTensors&
       };
       for (const Tensor& grad : grads.grad_weights) clear(grad);
       if (grads.grad_input) clear(*grads.grad_input);
-      if (grads.grad_sums) clear(*grads.grad_sums);
       for (const auto& grad : grads.grad_inputs) {
         if (grad) clear(*grad);
       }

@@ -28,13 +28,8 @@ struct BackwardTensors {
   std::vector<Tensor> grad_reset_to;  // the same; initially zeros
   // One for each of Stack::inputs, with Stack::all_features_beside() features.
   std::vector<std::optional<Tensor>> grad_inputs;
-  // Indexed like Stack::weights; empty if not requested. In a prepared stack, one gradient for each
-  // of the cell's own parameters.
-  std::vector<Tensor> grad_weights;
-  // In a prepared stack of one layer and direction, the gradients of the sums that the cell reads:
-  // shaped like the input, with Cell::sums blocks of H features.
-  std::optional<Tensor> grad_sums;
-  std::vector<bool> want_weights;  // one per layer
+  std::vector<Tensor> grad_weights;  // indexed like Stack::weights; empty if not requested
+  std::vector<bool> want_weights;    // one per layer
 };
 
 // Runs the backward pass of all layers, and fills the gradient tensors that are present.

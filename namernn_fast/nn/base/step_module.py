@@ -23,8 +23,8 @@ from ...machine.context import (
     is_jit_tracing,
     is_unobserved,
 )
-from ...step_autograd import Unrolled, apply_step, open_block
-from ..inference.direct import PLAIN, is_faster, is_faster_with_gradients, step_of_module
+from ...step_autograd import MIN_UNROLLED, PackedSteps, Unrolled, apply_step, is_plain, open_block
+from ..inference.direct import is_faster, is_faster_with_gradients, step_of_module
 from ..inference.prepared import PreparedCell
 from ..states import States, map_states, states_in, with_steps, without_layers
 from ..weights import Preparable, current_weights, draw_parameters, make_parameters
@@ -68,13 +68,13 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         """
         weights = current_weights(self, self._names[not self.bias])
         has_inputs = inputs and given(**inputs)
-        if not has_inputs and self._skips_dispatcher(input):
-            options = self._options(weights)
-            last = step_of_module(self._cell, input, hx, weights, self.hidden_size, options)
+        if is_grad_enabled():
+            last = self._training_step(input, hx, inputs, weights) if is_eager() else None
             if last is not None:
                 return last  # type: ignore[no-any-return]
-        if is_grad_enabled():
-            last = self._training_step(input, hx, inputs, weights)
+        elif not has_inputs and self._skips_dispatcher(input):
+            options = self._options(weights)
+            last = step_of_module(self._cell, input, hx, weights, self.hidden_size, options)
             if last is not None:
                 return last  # type: ignore[no-any-return]
         if has_inputs or self.why_not_fused(input, hx, weights) is None:
@@ -108,9 +108,10 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         `torch.utils.checkpoint`, which has to find the block open when it runs steps again.
 
         Only steps on a CPU, with 2-D input, take part, without autocast, compilers and transforms;
-        other steps run as without the block. A change of the weights is noticed if it increments
-        their version counters, as all operations in place do, or if a `torch.optim.Optimizer` makes
-        it. The block belongs to the thread that opens it.
+        other steps run as without the block, and so do steps of a `FusedRNNCell` with fewer than
+        256 units, because torch's operators are as fast. A change of the weights is noticed if it
+        increments their version counters, as all operations in place do, or if a
+        `torch.optim.Optimizer` makes it. The block belongs to the thread that opens it.
 
         Example:
             >>> cell = FusedGRUCell(8, 16)
@@ -129,41 +130,40 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         inputs: Mapping[str, Tensor | None],
         weights: Sequence[Tensor],
     ) -> Any:
-        """Runs a step with gradients as one operator.
+        """Runs a step with gradients as one operator, outside compilers and transforms.
 
         Returns None, and does nothing, if no gradient is wanted, if the arguments are not plain
         matrices on a CPU, or if torch's own cell is as fast.
         """
-        block = open_block(self)
-        if block is None and self.why_not_torch() is None and self._why_slower(input) is not None:
+        block, packed, cell = open_block(self), None, self._cell
+        if block is not None and block.packed is not None and block.packed.are_current(weights):
+            packed = block.packed
+        elif (self.why_not_torch() is None and self._why_slower(input) is not None) or (
+            availability.why_not_kernel(weights[0], cell) is not None
+        ):
             return None
-        cell = self._cell
-        beside: list[Any] = [inputs.get(name) for name in cell.input_names] if inputs else []
-        rows = (input, *states_in(hx), *beside)
-        dtype = weights[0].dtype
-        for tensor in (*rows, *weights):
-            if (
-                type(tensor) not in PLAIN
-                or tensor.dtype != dtype
-                or not tensor.is_cpu
-                or tensor.layout != torch.strided
-            ):
-                return None
+        states = states_in(hx)
+        beside = [inputs.get(name) for name in cell.input_names] if inputs else []
+        rows: tuple[Any, ...] = input, *states, *beside
         if (
-            not any(tensor.requires_grad for tensor in (*rows, *weights))
-            or any(tensor.dim() != 2 for tensor in rows)
+            not all(map(is_plain, rows if packed is not None else (*rows, *weights)))
             or len(inputs) > len(beside)
-            or len(states_in(hx)) not in (0, len(cell.states))
+            or (hx is not None and len(states) != len(cell.states))
+            or (len(states) == 1) == isinstance(hx, tuple | list)
             or self.nonlinearity not in cell.nonlinearities
             or autocast_is_on()
-            or not is_eager()
-            or availability.why_not_kernel(input, cell) is not None
         ):
             return None
         options = self._options(weights)
-        packed = None if block is None else block.packed(cell, weights, options)
-        options |= ops.STATES * (hx is not None) | ops.INPUTS * bool(beside)
+        if block is not None and (packed is None or packed.options != options):
+            packed = block.packed = PackedSteps(cell, weights, options)
         token = None if packed is None else packed.token
+        if token is None and not any(tensor.requires_grad for tensor in (*rows, *weights)):
+            return None
+        if states:
+            options |= ops.STATES
+        if beside:
+            options |= ops.INPUTS
         try:
             last = apply_step(cell, options, packed, token, *rows, *weights)
         except RuntimeError:  # the caller raises its own error
@@ -210,11 +210,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         """
         if self._cell.torch is None:
             return None
-        if (
-            self.why_not_torch() is None
-            and open_block(self) is None
-            and not self._skips_dispatcher(input)
-        ):
+        if self.why_not_torch() is None and not self._skips_dispatcher(input):
             slower = self._why_slower(input)
             if slower is not None:
                 return slower
@@ -269,8 +265,11 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def _why_slower(self, input: Tensor) -> str | None:
         """Returns why the fused operator would not be faster than torch's cell, or None."""
-        if self._cell.gates == 1:
+        in_block = is_grad_enabled() and open_block(self) is not None
+        if self._cell.gates == 1 and not (in_block and self.hidden_size >= MIN_UNROLLED):
             return "torch's own cell is as fast for a single step"
+        if in_block:
+            return None
         # Check the speed first, because it is the most frequent reason.
         if not self._is_faster(input):
             return "torch's own cell is as fast for a single step of this size on this processor"

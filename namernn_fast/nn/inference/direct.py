@@ -13,10 +13,8 @@ from ... import ops
 from ...cells import Cell
 from ...machine import availability
 from ...prepared_ops import step_directly
+from ...step_autograd import PLAIN
 from ..states import states_in
-
-PLAIN = (Tensor, torch.nn.Parameter)
-"""The classes of tensors whose memory holds their values."""
 
 # Looked up at import, because a tracer cannot record an operator that returns a string.
 KERNEL, BFLOAT16_KERNEL = (
@@ -118,6 +116,7 @@ def try_step(
         cell.number,
         inputs or None,
         cell.program,
+        None,
     ):
         return states if last is None else last
     return None
