@@ -54,6 +54,66 @@ class _Rows(NamedTuple):
     """The gradients of the cell's own parameters."""
 
 
+class _Sums:
+    """The gradients of the weights in one backward pass: sums over the rows of its steps.
+
+    Rows are multiplied in chunks, so that they take little memory.
+    """
+
+    def __init__(self, cell: Cell, options: int, weights: Sequence[Tensor]) -> None:
+        self._cell, self._parameters = cell, ops.parameters_of(cell, options)
+        self._shapes = [weight.shape for weight in weights]
+        self._needed = [weight.requires_grad for weight in weights]
+        self._steps: list[_Rows] = []
+        self._sums: list[Tensor | None] = []
+
+    def add(self, rows: _Rows) -> None:
+        """Adds the rows of a step."""
+        self._steps.append(rows)
+        if len(self._steps) * len(rows.x) >= _CHUNK:
+            self._multiply()
+
+    def gradients(self) -> list[Tensor | None]:
+        """Returns the gradients of the weights, None where they are not needed."""
+        if self._steps:
+            self._multiply()
+        return self._sums
+
+    def _multiply(self) -> None:
+        steps, cell = self._steps, self._cell
+        self._steps = []
+        dz, x = torch.cat([step.dz for step in steps]), torch.cat([step.x for step in steps])
+        own = (torch.stack(each).sum(0) for each in zip(*(step.own for step in steps), strict=True))
+        hidden = dz.shape[1] // cell.sums
+        separate, rows = cell.separate * hidden, cell.gates * hidden
+        of_x, of_h = dz[:, :rows].roll(-separate, 1) if separate else dz, dz[:, separate:]
+        products: list[Tensor | None] = []
+        for parameter, shape, need in zip(
+            self._parameters, self._shapes, self._needed, strict=True
+        ):
+            if parameter.role == "own":
+                product = next(own)
+            elif not need:
+                product = None
+            elif parameter.role == "weight_ih":
+                product = of_x.t() @ x
+            elif parameter.role == "weight_hh":
+                product = _gradient_of_heads(of_h, _previous_h(steps, hidden), shape)
+            else:
+                product = (of_x if parameter.role == "bias_ih" else of_h).sum(0)
+            products.append(product if need else None)
+        if not self._sums:
+            self._sums = products
+            return
+        for total, product in zip(self._sums, products, strict=True):
+            if total is not None and product is not None:
+                total += product
+
+
+_CHUNK = 1024
+"""The number of rows that are multiplied at a time."""
+
+
 class PackedSteps:
     """The weights of a step module, packed once for many steps.
 
@@ -72,14 +132,21 @@ class PackedSteps:
                 for bit in (0, ops.FOR_BACKWARD)
             )
         self.options, self.weights = options, weights
-        self.rows: dict[int, list[_Rows]] = {}
+        self._cell, self._sums = cell, dict[int, _Sums]()
         self.token: Tensor | None = None
         if any(weight.requires_grad for weight in weights):
             apply: Any = _WeightGradients.apply
-            self.token = apply(self.rows, cell, options, *weights)
+            self.token = apply(self._sums, *weights)
         self._steps, self._needed = _optimizer_steps, [*map(_needs_gradient, weights)]
         self.versions = _versions(weights)
         self._addresses = [*map(Tensor.data_ptr, weights)]
+
+    def add(self, rows: _Rows) -> None:
+        """Adds the rows of a step to the gradients of the current backward pass."""
+        task = _current_graph_task_id()
+        if task not in self._sums:
+            self._sums[task] = _Sums(self._cell, self.options, self.weights)
+        self._sums[task].add(rows)
 
     def are_current(self, weights: Sequence[Tensor]) -> bool:
         """Returns whether these weights were packed, and have not changed since."""
@@ -157,45 +224,17 @@ class _WeightGradients(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: dict[int, list[_Rows]], cell: Cell, options: int, *weights: Tensor
-    ) -> Tensor:
-        ctx.rows, ctx.cell, ctx.options = rows, cell, options
-        ctx.shapes = [weight.shape for weight in weights]
+    def forward(ctx: Any, sums: dict[int, _Sums], *weights: Tensor) -> Tensor:
+        ctx.sums = sums
         ctx.set_materialize_grads(False)
         return weights[0].new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[_BEFORE_WEIGHTS:]
-        steps = ctx.rows.pop(_current_graph_task_id(), None)
-        if steps is None:
-            return (None,) * (_BEFORE_WEIGHTS + len(needed))
-        cell = ctx.cell
-        dz = torch.cat([step.dz for step in steps])
-        own = (torch.stack(each).sum(0) for each in zip(*(step.own for step in steps), strict=True))
-        hidden = dz.shape[1] // cell.sums
-        separate, rows = cell.separate * hidden, cell.gates * hidden
-        of_x, of_h = dz[:, :rows].roll(-separate, 1) if separate else dz, dz[:, separate:]
-        gradients: list[Tensor | None] = [None] * _BEFORE_WEIGHTS
-        for parameter, shape, need in zip(
-            ops.parameters_of(cell, ctx.options), ctx.shapes, needed, strict=True
-        ):
-            if parameter.role == "own":
-                gradient = next(own)
-            elif not need:
-                gradient = None
-            elif parameter.role == "weight_ih":
-                gradient = of_x.t() @ torch.cat([step.x for step in steps])
-            elif parameter.role == "weight_hh":
-                gradient = _gradient_of_heads(of_h, _previous_h(steps, hidden), shape)
-            else:
-                gradient = (of_x if parameter.role == "bias_ih" else of_h).sum(0)
-            gradients.append(gradient if need else None)
-        return tuple(gradients)
-
-
-_BEFORE_WEIGHTS = 3
+        found = ctx.sums.pop(_current_graph_task_id(), None)
+        if found is None:
+            return (None,) * len(ctx.needs_input_grad)
+        return None, *found.gradients()
 
 
 def _previous_h(steps: Sequence[_Rows], hidden_size: int) -> Tensor:
@@ -268,8 +307,7 @@ class FusedStep(torch.autograd.Function):
                 of_rows, of_sums = found
                 if collects:
                     h = rows[1] if options & ops.STATES else None
-                    collected = packed.rows.setdefault(_current_graph_task_id(), [])
-                    collected.append(_Rows(of_sums[0], rows[0], h, of_sums[1:]))
+                    packed.add(_Rows(of_sums[0], rows[0], h, of_sums[1:]))
                 return *_NOT_DIFFERENTIABLE, *of_rows, *[None] * len(weights)
         if (is_higher_order or packed is not None) and versions != _versions(weights):
             raise RuntimeError(

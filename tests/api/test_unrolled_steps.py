@@ -10,7 +10,7 @@ from kinds import needs_extension
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from namernn_fast import explain, ops
+from namernn_fast import explain, ops, step_autograd
 from namernn_fast.nn.base import step_module
 from namernn_fast.nn.states import map_states, states_in
 from namernn_fast.step_autograd import PackedSteps
@@ -23,6 +23,7 @@ T, B, D, H = 5, 3, 4, 6
 @pytest.fixture(autouse=True)
 def unroll_all_sizes(monkeypatch):
     monkeypatch.setattr(step_module, "MIN_UNROLLED", 0)
+    monkeypatch.setattr(step_autograd, "_CHUNK", 2 * B)
 
 
 class Loop:
