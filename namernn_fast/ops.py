@@ -116,8 +116,7 @@ SUMS = 524288
 """`input` holds W_ih x_t of a single layer: directions * gates * hidden_size features, in the order
 of the rows of weight_ih, which `weights` lack."""
 FOR_BACKWARD = 1048576
-"""`prepared_ops.prepare` packs weights for `prepared_ops.step_back_directly`. Not allowed in other
-operators."""
+"""`prepare` packs weights for `prepared_ops.step_back_directly`. Only for these two."""
 
 
 class Lists(NamedTuple):

@@ -18,7 +18,8 @@ from .call.time_major import from_time_major, to_time_major
 from .cells.cell import Step
 from .machine.context import is_compiling, is_transformed
 
-_PLAIN = Tensor, torch.nn.Parameter
+PLAIN = Tensor, torch.nn.Parameter
+"""The classes of tensors whose memory holds their values, unless they are lazily negated."""
 
 
 def run_stack(call: Call) -> Results:
@@ -41,7 +42,7 @@ def run_stack(call: Call) -> Results:
         and not options & ops.SUMS
         and not (recorded or torch.is_grad_enabled())
         # An in-place operator on a plain tensor cannot return a wrapper subclass.
-        and all(type(t) in _PLAIN for t in (input, *weights, *states, *call.restart_states))
+        and all(type(t) in PLAIN for t in (input, *weights, *states, *call.restart_states))
     )
     initial = states[0] if len(states) == 1 else torch.cat([*states], -1)
     restart = torch.cat([*call.restart_states], -1).unbind(1) if call.restart_states else None

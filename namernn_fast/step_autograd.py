@@ -27,19 +27,12 @@ from .autograd import (
 from .cells import Cell
 from .machine.context import is_compiling, is_unobserved
 from .machine.torch_private import _current_graph_task_id, _will_engine_execute_node
-
-PLAIN = (Tensor, torch.nn.Parameter)
-"""The classes of tensors whose memory holds their values."""
+from .reference import PLAIN
 
 
-def is_plain(tensor: Any) -> bool:
-    """Returns whether `tensor` is a tensor whose memory holds its values."""
+def holds_its_values(tensor: Any) -> bool:
+    """Returns whether `tensor` is a tensor of torch whose memory holds its values."""
     return type(tensor) in PLAIN and not tensor.is_neg()
-
-
-MIN_UNROLLED = 256
-"""The least hidden_size at which vanilla cells gain from `unrolled()`. Torch's cell has only four
-operators, which take as long as the `autograd.Function` of a step."""
 
 
 class _Rows(NamedTuple):
@@ -299,10 +292,10 @@ class FusedStep(torch.autograd.Function):
         count = needs.ends[0]
         rows, saved = (tensors := _saved_tensors(ctx))[:count], tensors[count]
         is_higher_order = _must_be_differentiable(grads)
-        call = needs, options, rows, saved, grads
+        step = _BackwardStep(needs, options, rows, saved, grads)
         if packed is not None and not is_higher_order:
             collects = node is not None and _will_engine_execute_node(node)
-            found = _backward_directly(*call, [packed.backward], collects)
+            found = step.run_directly([packed.backward], collects)
             if found is not None:
                 of_rows, of_sums = found
                 if collects:
@@ -326,10 +319,10 @@ class FusedStep(torch.autograd.Function):
                 (None, *_with_steps(grads)),
             )
         else:
-            found = _backward_directly(*call, weights, bool(needs.want_layers))
+            found = step.run_directly(weights, bool(needs.want_layers))
             if found is not None:
                 return *_NOT_DIFFERENTIABLE, *found[0], *found[1]
-            gradients = _backward(*call, weights)
+            gradients = step.run(weights)
         return *_NOT_DIFFERENTIABLE, *_without_steps(gradients, count)
 
 
@@ -374,92 +367,92 @@ def _forward(
     return tuple(state.squeeze_(0) for state in last), torch.cat([output, *kept], 2).squeeze_(0)
 
 
-def _backward_directly(
-    needs: _Needs,
-    options: int,
-    rows: Sequence[Tensor],
-    saved: Tensor,
-    grads: Sequence[Tensor | None],
-    weights: Sequence[Tensor],
-    wants_weights: bool,
-) -> tuple[Sequence[Tensor | None], Sequence[Any]] | None:
-    """Runs a backward step without torch's dispatcher, or returns None if that is needed.
+class _BackwardStep(NamedTuple):
+    """What a backward step reads besides weights."""
 
-    Args:
-        needs: which gradients of rows are wanted.
-        options, rows: as in `_forward_directly`.
-        saved: what the step saved.
-        grads: the gradients of the new states, or None.
-        weights: the weights, or the tensor prepared for the backward pass. Then the gradients of
-            the sums and of the cell's own parameters replace the gradients of the weights.
-        wants_weights: whether the gradients of the weights are wanted.
+    needs: _Needs
+    """Which gradients are wanted."""
+    options: int
+    """As in `FusedStep`."""
+    rows: Sequence[Tensor]
+    """The input, the states and the other inputs."""
+    saved: Tensor
+    """What the step saved."""
+    grads: Sequence[Tensor | None]
+    """The gradients of the new states, or None."""
 
-    Returns:
-        The gradients of the rows, and of the weights, None if they are not wanted.
-    """
-    given = [grad for grad in grads if grad is not None]
-    if not is_unobserved() or not all(map(is_plain, (*rows, *given))):
-        return None
-    cell, wanted, is_prepared = needs.cell, needs.wanted, weights[0].dim() == 1
-    x, states, inputs = _split(cell, options, rows)
+    @property
+    def hidden_size(self) -> int:
+        """The number of units."""
+        return self.saved.shape[1] // (1 + self.needs.cell.kept)
 
-    def empty(*size: int) -> Tensor:
-        return torch.empty(size, dtype=x.dtype)
+    def run_directly(
+        self, weights: Sequence[Tensor], wants_weights: bool
+    ) -> tuple[Sequence[Tensor | None], Sequence[Any]] | None:
+        """Runs the step without torch's dispatcher, or returns None if the dispatcher is needed.
 
-    of_x = [empty(*x.shape) if wanted[0] else None]
-    want_states = any(wanted[1 : 1 + len(states)])
-    of_states = [empty(*state.shape) if want_states else None for state in states]
-    want_inputs = zip(inputs, wanted[1 + len(states) :], strict=True)
-    of_inputs = [empty(*beside.shape) if want else None for beside, want in want_inputs]
-    of_weights: list[Tensor] = []
-    if wants_weights and is_prepared:
-        hidden = saved.shape[1] // (1 + cell.kept)
-        blocks = {"gates": cell.gates, "hidden": hidden}
-        of_weights = [empty(len(x), cell.sums * hidden)]
-        of_weights += [empty(*(blocks[size] for size in p.shape)) for p in cell.own]
-    elif wants_weights:
-        of_weights = [empty(*weight.shape) for weight in weights]
-    gradients = [of_x, of_states, of_inputs, of_weights]
-    bits = options & ~_BITS_OF_ROWS | ops.FOR_BACKWARD * is_prepared
-    call = gradients, bits, cell.number, cell.program
-    if not prepared_ops.step_back_directly([*weights], states, x, inputs, saved, [*grads], *call):
-        return None
-    return [*of_x, *of_states, *of_inputs], of_weights or [None] * len(weights)
+        Args:
+            weights: the weights, or the tensor prepared for the backward pass. Then the gradients
+                of the sums and of the cell's own parameters replace the gradients of the weights.
+            wants_weights: whether the gradients of the weights are wanted.
 
+        Returns:
+            The gradients of the rows, and of the weights, None if they are not wanted.
+        """
+        given = [grad for grad in self.grads if grad is not None]
+        if not is_unobserved() or not all(map(holds_its_values, (*self.rows, *given))):
+            return None
+        cell, wanted, is_prepared = self.needs.cell, self.needs.wanted, weights[0].dim() == 1
+        x, states, inputs = _split(cell, self.options, self.rows)
 
-def _backward(
-    needs: _Needs,
-    options: int,
-    rows: Sequence[Tensor],
-    saved: Tensor,
-    grads: Sequence[Tensor | None],
-    weights: Sequence[Tensor],
-) -> tuple[Tensor | None, ...]:
-    """Runs a backward step as an operator. The arguments are as in `_backward_directly`.
+        def empty(*size: int) -> Tensor:
+            return torch.empty(size, dtype=x.dtype)
 
-    Returns the gradients of the rows, with a time dimension, and of the weights.
-    """
-    cell = needs.cell
-    x, *others = _with_steps(rows)
-    hidden = saved.shape[1] // (1 + cell.kept)
-    output, kept = saved.unsqueeze(0).tensor_split([hidden], 2)
-    returned = ops.backward_untraced(
-        cell.number,
-        x,
-        [*others, *weights],
-        None,
-        None,
-        options,
-        0,
-        output,
-        [kept] if cell.kept else [],
-        None,
-        _with_steps(grads),
-        needs.wanted,
-        needs.want_layers,
-        cell.program,
-    )
-    return needs.pick([*returned, None])
+        of_x = [empty(*x.shape) if wanted[0] else None]
+        want_states = any(wanted[1 : 1 + len(states)])
+        of_states = [empty(*state.shape) if want_states else None for state in states]
+        want_inputs = zip(inputs, wanted[1 + len(states) :], strict=True)
+        of_inputs = [empty(*beside.shape) if want else None for beside, want in want_inputs]
+        of_weights: list[Tensor] = []
+        if wants_weights and is_prepared:
+            hidden = self.hidden_size
+            blocks = {"gates": cell.gates, "hidden": hidden}
+            of_weights = [empty(len(x), cell.sums * hidden)]
+            of_weights += [empty(*(blocks[size] for size in p.shape)) for p in cell.own]
+        elif wants_weights:
+            of_weights = [empty(*weight.shape) for weight in weights]
+        read = [*weights], states, x, inputs, self.saved, [*self.grads]
+        written = [of_x, of_states, of_inputs, of_weights]
+        bits = self.options & ~_BITS_OF_ROWS | ops.FOR_BACKWARD * is_prepared
+        if not prepared_ops.step_back_directly(*read, written, bits, cell.number, cell.program):
+            return None
+        return [*of_x, *of_states, *of_inputs], of_weights or [None] * len(weights)
+
+    def run(self, weights: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Runs the step as an operator.
+
+        Returns the gradients of the rows, with a time dimension, and of the weights.
+        """
+        cell, needs, hidden = self.needs.cell, self.needs, self.hidden_size
+        x, *others = _with_steps(self.rows)
+        output, kept = self.saved.unsqueeze(0).tensor_split([hidden], 2)
+        returned = ops.backward_untraced(
+            cell.number,
+            x,
+            [*others, *weights],
+            None,
+            None,
+            self.options,
+            0,
+            output,
+            [kept] if cell.kept else [],
+            None,
+            _with_steps(self.grads),
+            needs.wanted,
+            needs.want_layers,
+            cell.program,
+        )
+        return needs.pick([*returned, None])
 
 
 _BITS_OF_ROWS = ops.STATES | ops.INPUTS

@@ -73,7 +73,7 @@ class Loop:
     def check(self, found, wanted=None):
         if wanted is None:
             wanted = self.gradients(self.run(False))
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+        assert_within_budget(found, wanted, wanted)
 
 
 def gradient_functions(tensor):
@@ -210,7 +210,7 @@ def test_checkpoints_inside_a_block(kind, use_reentrant):
     loop.check(found, {name: wanted[name] for name in found})
 
 
-def test_saved_tensor_hooks_see_every_saved_tensor(kind):
+def test_saved_tensor_hooks_may_replace_saved_tensors(kind):
     loop, packed = Loop(kind), []
 
     def pack(tensor):
@@ -269,7 +269,8 @@ def test_higher_order_and_batched_gradients(kind, batched):
         gradients = loop.gradients(results, create_graph=True)
         total = sum((gradient**2).sum() for gradient in gradients.values())
         found.append(torch.autograd.grad(total, [*loop.leaves.values()]))
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
+    named = [dict(zip(Loop(kind).leaves, gradients, strict=True)) for gradients in found]
+    assert_within_budget(named[1], named[0], named[0])
 
 
 def test_two_loops_at_once_and_blocks_within_blocks(kind):
@@ -305,7 +306,7 @@ def test_threads_with_a_block_each(kind):
     assert len(found) == 4
 
 
-def test_transforms_and_compilers_run_steps_as_without_a_block(kind):
+def test_transforms_run_steps_as_without_a_block(kind):
     loop = Loop(kind)
     parameters = dict(loop.module.named_parameters())
 

@@ -199,7 +199,7 @@ inline int64_t count_rows_from_zero(const Layer<typename Products::Storage>& lay
   return count;
 }
 
-// Computes one worker's share of the gradients of matrices and biases of a time block.
+// Computes one worker's share of a time block's gradients: matrices and biases.
 template <class Products, class Gradients>
 inline void add_matrix_gradients(const Backward<typename Products::Storage>& args,
                                  const BackwardGroup<Products>& group, const TimeBlock& block,

@@ -23,8 +23,13 @@ from ...machine.context import (
     is_jit_tracing,
     is_unobserved,
 )
-from ...step_autograd import MIN_UNROLLED, PackedSteps, Unrolled, apply_step, is_plain, open_block
-from ..inference.direct import is_faster, is_faster_with_gradients, step_of_module
+from ...step_autograd import PackedSteps, Unrolled, apply_step, holds_its_values, open_block
+from ..inference.direct import (
+    MIN_UNROLLED,
+    is_faster,
+    is_faster_with_gradients,
+    step_of_module,
+)
 from ..inference.prepared import PreparedCell
 from ..states import States, map_states, states_in, with_steps, without_layers
 from ..weights import Preparable, current_weights, draw_parameters, make_parameters
@@ -146,7 +151,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         beside = [inputs.get(name) for name in cell.input_names] if inputs else []
         rows: tuple[Any, ...] = input, *states, *beside
         if (
-            not all(map(is_plain, rows if packed is not None else (*rows, *weights)))
+            not all(map(holds_its_values, rows if packed is not None else (*rows, *weights)))
             or len(inputs) > len(beside)
             or (hx is not None and len(states) != len(cell.states))
             or (len(states) == 1) == isinstance(hx, tuple | list)

@@ -13,7 +13,7 @@ from ... import ops
 from ...cells import Cell
 from ...machine import availability
 from ...prepared_ops import step_directly
-from ...step_autograd import PLAIN
+from ...reference import PLAIN
 from ..states import states_in
 
 # Looked up at import, because a tracer cannot record an operator that returns a string.
@@ -24,6 +24,9 @@ KERNEL, BFLOAT16_KERNEL = (
 )
 SLOW_KERNELS = ("none", "baseline")
 """Where torch's operators are faster for a single step."""
+MIN_UNROLLED = 256
+"""The least hidden_size at which vanilla cells gain from `unrolled()`. Torch's cell has only four
+operators, which take as long as the `autograd.Function` of a step."""
 
 
 def is_faster(
