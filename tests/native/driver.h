@@ -23,10 +23,13 @@ extern const KernelsFor<float> kernels_emulated_float[kMostTerms];
 // A cell compiled for one instruction set.
 struct TestedCell : Cell {
   std::string title;  // names the instruction set and the cell
-  CellKind kind;
-  bool projects;   // whether layers with more than one hidden unit project h
-  bool in_floats;  // whether the kernels support heads and given sums
+  CellKind kind;      // which equation of plain.h the cell computes
+  bool projects;      // whether layers with more than one hidden unit project h
+  bool in_floats;     // whether the kernels support heads and given sums
 };
+
+// Checks the errors of the functions of programs. Defined in functions.cpp.
+void check_functions(const Kernels& kernels, const std::string& title);
 
 // Compares results on prefix trees and on separate sequences. Defined in trees.cpp.
 void check_trees(const TestedCell& cell, const Kernels& kernels);

@@ -15,6 +15,7 @@
 #include <cstdlib>
 
 #include "problem.h"
+#include "programs.h"
 #include "rows.h"
 
 namespace namernn_fast {
@@ -84,16 +85,22 @@ void check_cell(const TestedCell& cell, const Kernels& kernels) {
   if (!cell.projects) check_trees(cell, kernels);
 }
 
-// Returns the cell of `kernels` with index `number`. Its title starts with `instructions`.
-TestedCell cell_of(const std::string& instructions, const Kernels& kernels, int64_t number,
-                   bool in_floats) {
-  const Cell& cell = kernels.cells[number];
-  return {cell, instructions + ", " + cell.name, CellKind(number), false, in_floats};
+// Returns the cells of `kernels`, in C++ and as programs. Their titles start with `instructions`.
+std::vector<TestedCell> cells_of(const std::string& instructions, const Kernels& kernels,
+                                 bool in_floats) {
+  std::vector<TestedCell> cells;
+  const auto add = [&](const Cell& cell, CellKind kind) {
+    cells.push_back({cell, instructions + ", " + cell.name, kind, false, in_floats});
+  };
+  for (int64_t i = 0; i < kCells; ++i) add(kernels.cells[i], CellKind(i));
+  for (const auto& [twin, text] : programs) add(cell_of_text(text, kernels), twin);
+  return cells;
 }
 
 void check_all(const Kernels& kernels) {
-  for (int64_t i = 0; i < kCells; ++i) {
-    TestedCell cell = cell_of(kernels.name, kernels, i, true);
+  const std::string title = std::string(kernels.name) + ", functions";
+  if (title.find(selected) != std::string::npos) check_functions(kernels, title);
+  for (TestedCell& cell : cells_of(kernels.name, kernels, true)) {
     check_cell(cell, kernels);
     if (!cell.can_project) continue;
     cell.title += " with projections";
@@ -107,8 +114,7 @@ void check_all(const Kernels& kernels) {
 template <class Storage, class... Bits>
 void check_pairs(const std::string& name, const KernelsFor<Storage>& kernels,
                  const Kernels& in_float, Bits... bits) {
-  for (int64_t i = 0; i < kCells; ++i) {
-    const TestedCell cell = cell_of(name, in_float, i, false);
+  for (const TestedCell& cell : cells_of(name, in_float, false)) {
     if (needs_floats(cell)) continue;
     if (cell.title.find(selected) == std::string::npos) continue;
     if (sampled == 1) check_accuracy(cell, kernels, bits...);
@@ -131,6 +137,7 @@ int main(int argc, char** argv) {
   using namespace namernn_fast;
   if (argc > 1) selected = argv[1];
   if (argc > 2) sampled = unsigned(std::max(1, std::atoi(argv[2])));
+  if (const std::string error = misjudged_program(); !error.empty()) fail(error.c_str());
   check_all(kernels_baseline);
   check_pairs("emulated pairs", kernels_emulated_pairs, kernels_baseline);
   check_terms("emulated pairs", kernels_emulated_float, kernels_baseline);

@@ -1,5 +1,5 @@
-// Computes the nonlinearities of cells. The error of tanh is at most two units in the last place;
-// the error of the logistic sigmoid and of softplus is at most three.
+// Computes the nonlinearities of cells. The errors of tanh, the logistic sigmoid and softplus are
+// at most three units in the last place.
 #pragma once
 
 #include <cmath>
@@ -181,6 +181,16 @@ inline Vec<Scalar> softplus(Vec<Scalar> x) {
   return relu<Scalar>(x) + (s + s + (s + s) * (s * s * sum));
 }
 
+// Returns a - b. The bits of NaN and of negative numbers may overflow, which is undefined for
+// signed integers.
+template <class Scalar>
+inline typename Simd<Scalar>::I subtract_bits(typename Simd<Scalar>::I a,
+                                              typename Simd<Scalar>::I b) {
+  using I = typename Simd<Scalar>::I;
+  using Unsigned = typename Simd<Scalar>::Unsigned;
+  return (I)((Unsigned)a - (Unsigned)b);
+}
+
 // Returns exp(x). The power of 2 is scaled so that it is neither infinite nor subnormal, even if
 // the result is.
 template <class Scalar>
@@ -195,7 +205,7 @@ inline Vec<Scalar> exp(Vec<Scalar> x) {
   x = x < least ? V{} + least : x;
   const auto [power, rest] = exp_twice<Scalar, true>(x * Scalar(0.5));
   const I less = x > V{} ? I{} + 1 : I{} - (is_float ? 32 : 64);
-  const V scaled = (V)((I)power - (less << Tanh<Scalar>::mantissa_bits));
+  const V scaled = (V)subtract_bits<Scalar>((I)power, less << Tanh<Scalar>::mantissa_bits);
   return scaled * (rest * Scalar(2) + Scalar(1)) * (x > V{} ? V{} + Scalar(2) : V{} + tiny);
 }
 
@@ -209,7 +219,7 @@ inline Vec<Scalar> expm1(Vec<Scalar> x) {
   x = at_most<Scalar>(V{} + most, x);
   x = x < least ? V{} + least : x;
   const auto [power, rest] = exp_twice<Scalar, true>(x * Scalar(0.5));
-  const V half = (V)((I)power - ((I{} + 1) << Tanh<Scalar>::mantissa_bits));
+  const V half = (V)subtract_bits<Scalar>((I)power, (I{} + 1) << Tanh<Scalar>::mantissa_bits);
   return (half * (rest * Scalar(2)) + (half - Scalar(0.5))) * Scalar(2);
 }
 
@@ -229,8 +239,8 @@ inline Vec<Scalar> log(Vec<Scalar> x) {
   const auto is_subnormal = x < smallest;
   const V normal = is_subnormal ? x * large : x;
   const I root = (I)(V{} + Scalar(0.70710678118654752440));
-  const I exponent = ((I)normal - root) >> bits;
-  const V f = (V)((I)normal - (exponent << bits)) - Scalar(1);
+  const I exponent = subtract_bits<Scalar>((I)normal, root) >> bits;
+  const V f = (V)subtract_bits<Scalar>((I)normal, exponent << bits) - Scalar(1);
   V e = __builtin_convertvector(exponent, V);
   e = is_subnormal ? e - (is_float ? Scalar(32) : Scalar(64)) : e;
   const V s = divide<Scalar>(f, f + Scalar(2)), square = s * s;

@@ -32,13 +32,14 @@ struct Bits<double> {
   using Int = int64_t;
 };
 
-// V is a vector of Scalar. I is a vector of integers of the same size. Unaligned is like V, but may
-// be at any address.
+// V is a vector of Scalar. I and Unsigned are vectors of integers of the same size. Unaligned is
+// like V, but may be at any address.
 template <class Scalar>
 struct Simd {
   using Int = typename Bits<Scalar>::Int;
   typedef Scalar V __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
   typedef Int I __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
+  typedef std::make_unsigned_t<Int> Unsigned __attribute__((vector_size(NAMERNN_VECTOR_BYTES)));
   typedef Scalar Unaligned
       __attribute__((vector_size(NAMERNN_VECTOR_BYTES), aligned(sizeof(Scalar)), may_alias));
   static constexpr int lanes = NAMERNN_VECTOR_BYTES / sizeof(Scalar);
