@@ -142,11 +142,14 @@ bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.precision $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.prepared $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.streams $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.steps $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.loops $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.layers $(RECORDING)
 
 # Measures the speed-up of whole programs by replace_rnn and prepare_rnn.
 bench/applications: $(VENV)/with-bench-applications
 	$(BIN)/python -m benchmarks.cpu.applications $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.trajectories $(RECORDING)
 
 bench/roofline: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)

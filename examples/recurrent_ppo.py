@@ -4,13 +4,14 @@
 
 `nn.LSTM` cannot reset its states inside a sequence. So if an episode starts inside a minibatch,
 which is nearly always the case, sb3-contrib calls `nn.LSTM` once per step. The policy below
-overrides that method: it calls a layer once for all steps, with `reset=`. The environment is
-CartPole without velocities, where only a policy with memory can balance the pole for long.
+overrides that method: it calls a layer once for all steps, with `reset=`. Roll-outs call it for one
+step at a time, with layers that are prepared before each roll-out. The environment is CartPole
+without velocities, where only a policy with memory can balance the pole for long.
 
 The script checks that the results and gradients of the first minibatch are as accurate as with the
-loop. It prints the speed-ups of a pass over the minibatch and of a whole update on this machine.
-Then it trains both policies from the same seed, and prints their losses and rewards. It takes about
-a minute. Install sb3-contrib with `pip install ".[examples]"`.
+loop. It prints the speed-ups of a pass over the minibatch, of a roll-out and of a whole update on
+this machine. Then it trains both policies from the same seed, and prints their losses and rewards.
+It takes about a minute. Install sb3-contrib with `pip install "namernn_fast[examples]"`.
 """
 
 try:
@@ -41,9 +42,21 @@ class FusedPolicy(RecurrentActorCriticPolicy):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         replace_rnn(self)
+        self.prepared = {}  # a plain dictionary, so that these copies are not in the state_dict
 
-    @staticmethod
-    def _process_sequence(features, lstm_states, episode_starts, lstm):
+    def set_training_mode(self, mode):
+        """Prepares the layers for roll-outs and predictions, which call this first."""
+        super().set_training_mode(mode)
+        if not mode:
+            for layer in filter(None, (self.lstm_actor, self.lstm_critic)):
+                if layer in self.prepared:
+                    self.prepared[layer].refresh(layer)
+                else:
+                    self.prepared[layer] = layer.prepare()
+
+    def _process_sequence(self, features, lstm_states, episode_starts, lstm):
+        if not torch.is_grad_enabled():
+            lstm = self.prepared.get(lstm, lstm)
         sequences = lstm_states[0].shape[1]
         time_major = features.view(sequences, -1, lstm.input_size).transpose(0, 1)
         starts = episode_starts.view(sequences, -1).T.bool()
@@ -105,6 +118,13 @@ def pass_over(policy, batch):
     policy._process_sequence(*arguments)[0].sum().backward()
 
 
+def roll_out(agent):
+    """Collects a rollout."""
+    agent.rollout_buffer.reset()
+    _, callback = agent._setup_learn(10**9, reset_num_timesteps=False)
+    agent.collect_rollouts(agent.env, callback, agent.rollout_buffer, STEPS)
+
+
 def fewest_seconds(run, agents, rounds):
     """Returns the shortest time of `run(agent)` for each agent; the agents take turns."""
     timers = [Timer("run(agent)", globals={"run": run, "agent": each}) for each in agents]
@@ -130,6 +150,8 @@ def main():
     print(
         f"a pass over its sequences is {slow / fast:.2f} times as fast as the loop on this machine"
     )
+    slow, fast = fewest_seconds(roll_out, agents, 3)
+    print(f"a roll-out is {slow / fast:.2f} times as fast")
     slow, fast = fewest_seconds(RecurrentPPO.train, agents, 3)
     print(
         f"an update takes {fast:.2f} s, with the loop {slow:.2f} s: {slow / fast:.2f} times as fast"

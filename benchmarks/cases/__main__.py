@@ -1,9 +1,10 @@
 """Times pretrained models of other packages: `python -m benchmarks.cases [--record]`.
 
-Each model loads its weights from its package's wheel, and reads inputs in the package's shapes. It
-runs with torch's, fused and prepared recurrent layers. Models that run step by step also run with
-streams, and models with a supported layer also run with 8-bit weights. Results are checked before
-these variants are timed in alternation. Needs `pip install ".[cases]"`; unpacks to `build/cases`.
+Each model loads its weights from its package's wheel, except EasyOCR's, which are random, and reads
+inputs in the package's shapes. It runs with torch's, fused and prepared recurrent layers. Models
+that run step by step also run with streams, and models with a supported layer also run with 8-bit
+weights. Results are checked before these variants are timed in alternation. Needs
+`pip install ".[cases]"`; unpacks to `build/cases`.
 """
 
 import argparse
@@ -13,7 +14,18 @@ from typing import Any
 import torch
 
 from benchmarks.cases import audio, pages, text
-from benchmarks.cases.case import FUSED, INT8, PREPARED, STREAM, TORCH, Case, Package
+from benchmarks.cases.case import (
+    FUSED,
+    INT8,
+    PREPARED,
+    QUANTIZED,
+    RANDOM,
+    ROUNDED,
+    STREAM,
+    TORCH,
+    Case,
+    Package,
+)
 from benchmarks.cases.packages import unpack
 from benchmarks.harness import columns
 from benchmarks.harness import pages as harness
@@ -31,6 +43,7 @@ PACKAGES = (
     Package("g2pM", "Apache", text.g2pm),
     Package("medaka", "ONT", text.medaka),
     Package("kraken", "Apache", pages.kraken),
+    Package("EasyOCR", RANDOM, pages.easyocr),
 )
 
 
@@ -68,9 +81,10 @@ def times(case: Case, threads: set[int], budget: TimeBudget) -> Rows:
     """
     rows: Rows = []
     calls = case.calls()
-    about = {"name": case.name, "layer": case.layer, "shape": case.shape}
+    about: Row = {"name": case.name, "layer": case.layer, "shape": case.shape}
     with torch.inference_mode():
         about["changed"] = case.changed(calls)
+        about["errors"] = case.errors(calls)
         for count in sorted(threads):
             harness.settle(count)
             share = statistics.median(case.share() for _ in range(5))
@@ -95,9 +109,14 @@ def changed(row: Row) -> str:
     counts = dict(row["changed"])
     if not counts:
         return ""
-    decisions, rounded = counts.pop("of"), counts.pop(INT8, None)
-    exact = max(counts.values())
-    return f"{exact}{'' if rounded is None else f', int8 {rounded}'} of {decisions:,}"
+    decisions = counts.pop("of")
+    rounded = [f", {name} {counts.pop(name)}" for name in ROUNDED if name in counts]
+    return f"{max(counts.values())}{''.join(rounded)} of {decisions:,}"
+
+
+def errors(row: Row) -> str:
+    """Returns the relative errors of scores with 8-bit weights."""
+    return ", ".join(f"{name} {error:.2%}" for name, error in row.get("errors", {}).items())
 
 
 COLUMNS = (
@@ -109,21 +128,35 @@ COLUMNS = (
     columns.text("in the layer", lambda row: f"{row['share']:.0%}"),
     speed_up(FUSED),
     columns.text("95 %", interval),
-    *map(speed_up, (PREPARED, STREAM, INT8)),
+    *map(speed_up, (PREPARED, STREAM, INT8, QUANTIZED)),
     columns.text("changed", changed),
+    columns.text("error", errors),
 )
 
 
 def caption(document: Document) -> str:
     """Explains the columns, and lists the licences of the packages."""
-    licences = dict.fromkeys(f"{row['package']} ({row['licence']})" for row in document["rows"])
-    return (
+    rows = document["rows"]
+    licences = dict.fromkeys(f"{row['package']} ({row['licence']})" for row in rows)
+    parts = [
         "float32, inference. `torch` is the time with torch's layers, and `in the layer` is their "
         "share of it. The other columns are speed-ups: medians of the ratios of neighbouring "
         "rounds. 95 % is the confidence interval of the ratio of the medians. `changed` counts the "
         "decisions (labels, phonemes, yes or no) that differ: in float32, and in 8 bits if that "
-        f"rounds a layer. Weights: {', '.join(licences)}."
-    )
+        "rounds a layer."
+    ]
+    if any("errors" in row for row in rows):
+        parts.append(
+            "`error` is the root mean square of the differences of scores in 8 bits from torch's "
+            "float32, relative to the root mean square of the scores."
+        )
+    if any(QUANTIZED in row["medians"] for row in rows):
+        parts.append(
+            "`quantize_dynamic` is torch's function, which the package calls by default. It also "
+            "rounds the linear layers, and is timed on the faster of two engines."
+        )
+    parts.append(f"Weights: {', '.join(licences)}.")
+    return " ".join(parts)
 
 
 def summary(document: Document) -> str:

@@ -10,12 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import torch_ao
 from benchmarks.harness.precise import RECURRENT, make_precise
 from namernn_fast import prepare_rnn, replace_rnn
 from namernn_fast.bench.race import timed
 from namernn_fast.testing import ErrorBudget
 
 TORCH, FUSED, PREPARED, STREAM, INT8 = "torch", "fused", "prepared", "stream", "int8"
+QUANTIZED = "quantize_dynamic"
+ROUNDED = INT8, QUANTIZED
+"""The calls whose weights are rounded to 8 bits. Their scores are outside the error budget."""
+
+Calls = dict[str, Callable[[], Tensor]]
 
 
 class Stepping(nn.Module):
@@ -60,6 +66,7 @@ class Case:
             middle of a model.
         streams: Whether `run` also takes `streamed=True`, to step streams of prepared layers.
         units: The `units` of the error budget, if large inputs amplify rounding.
+        quantizes: Whether the package calls torch's `quantize_dynamic`, which is then timed too.
     """
 
     name: str
@@ -70,8 +77,9 @@ class Case:
     decide: Callable[[Tensor], Tensor] | None = None
     streams: bool = False
     units: float | None = None
+    quantizes: bool = False
 
-    def calls(self) -> dict[str, Callable[[], Tensor]]:
+    def calls(self) -> Calls:
         """Returns the calls by name, with int8 only if a layer of the model supports it."""
         modules = {TORCH: self.module, FUSED: replace_rnn(copy.deepcopy(self.module))}
         modules[PREPARED] = prepare_rnn(copy.deepcopy(modules[FUSED]))
@@ -81,6 +89,10 @@ class Case:
         found = {name: partial(self.run, module) for name, module in modules.items()}
         if self.streams:
             found[STREAM] = partial(self.run, modules[PREPARED], streamed=True)
+        if self.quantizes and torch_ao.is_available():
+            found[QUANTIZED] = torch_ao.fastest(
+                self.module, lambda module: partial(self.run, module)
+            )
         return found
 
     def share(self) -> float:
@@ -103,35 +115,52 @@ class Case:
             hook.remove()
         return inside / whole
 
-    def changed(self, calls: dict[str, Callable[[], Tensor]]) -> dict[str, int]:
+    def changed(self, calls: Calls) -> dict[str, int]:
         """Returns the number of decisions and, by call, how many differ from torch's layer.
 
         Raises:
             BudgetError: float32 scores exceed the error budget, compared with float64 layers.
         """
         scores = {name: call() for name, call in calls.items()}
-        theirs, rounded = scores.pop(TORCH), scores.pop(INT8, None)
+        theirs = scores.pop(TORCH)
         exact = self.run(make_precise(copy.deepcopy(self.module)))
         budget = ErrorBudget(theirs.dtype, units=self.units)
         for name, ours in scores.items():
-            budget.add(name, ours, theirs, exact)
+            if name not in ROUNDED:
+                budget.add(name, ours, theirs, exact)
         budget.check()
         if self.decide is None:
             return {}
-        if rounded is not None:
-            scores[INT8] = rounded
         expected = self.decide(theirs)
         counts = {name: int((self.decide(s) != expected).sum()) for name, s in scores.items()}
         return {"of": expected.numel()} | counts
 
+    def errors(self, calls: Calls) -> dict[str, float]:
+        """Returns the errors of scores with 8-bit weights, by call.
+
+        An error is the root mean square of the differences from torch's float32 layers, relative
+        to the root mean square of the scores.
+        """
+        rounded = [name for name in ROUNDED if name in calls]
+        exact = calls[TORCH]() if rounded else torch.zeros(())
+        size = exact.square().mean()
+        return {
+            name: float(((calls[name]() - exact).square().mean() / size).sqrt()) for name in rounded
+        }
+
+
+RANDOM = "random"
+"""The `licence` of a package that downloads its weights, so that the weights are random here."""
+
 
 class Package(NamedTuple):
-    """A package on PyPI with pretrained weights in its wheel."""
+    """A package on PyPI with networks, and most often pretrained weights, in its wheel."""
 
     name: str
     licence: str
+    """The licence of the weights, or `RANDOM`."""
     cases: Callable[[], Iterable[Case]]
-    """Reads the weights from the unpacked wheel."""
+    """Reads the weights from the unpacked wheel, or draws them."""
 
 
 def best_of(scores: Tensor) -> Tensor:

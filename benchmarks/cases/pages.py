@@ -1,12 +1,13 @@
-"""An image model: kraken finds the lines of text on a page."""
+"""Image models: kraken finds the lines of text on a page, and EasyOCR reads them."""
 
 import logging
+import runpy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases.case import Case, above_half, load
+from benchmarks.cases.case import Case, above_half, best_of, load
 from benchmarks.cases.packages import FOLDER
 
 CONVOLUTIONS = ((64, 7, 2), (128, 3, 2), (128, 3, 1), (256, 3, 1), (256, 3, 1))
@@ -153,4 +154,102 @@ def kraken() -> Iterator[Case]:
             network,
             lambda module, image=image: module(image),
             above_half,
+        )
+
+
+class Context(nn.Module):
+    """A layer of EasyOCR that reads a line in both directions."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(size, size, bidirectional=True, batch_first=True)
+        self.linear = nn.Linear(2 * size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.rnn(x)[0])
+
+
+class Line(nn.Module):
+    """The network of EasyOCR's second generation, which reads the characters of a line."""
+
+    def __init__(self, characters: int) -> None:
+        super().__init__()
+        halves, rows = nn.MaxPool2d(2, 2), nn.MaxPool2d((2, 1), (2, 1))
+        self.before = nn.Sequential(
+            *(nn.Conv2d(1, 32, 3, 1, 1), nn.ReLU(), halves),
+            *(nn.Conv2d(32, 64, 3, 1, 1), nn.ReLU(), halves),
+            *(nn.Conv2d(64, 128, 3, 1, 1), nn.ReLU()),
+            *(nn.Conv2d(128, 128, 3, 1, 1), nn.ReLU(), rows),
+            *(nn.Conv2d(128, 256, 3, 1, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU()),
+            *(nn.Conv2d(256, 256, 3, 1, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU(), rows),
+            *(nn.Conv2d(256, 256, 2), nn.ReLU()),
+        )
+        self.context = nn.Sequential(Context(256), Context(256))
+        self.head = nn.Linear(256, characters)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Returns the input of the BiLSTMs, (batch, steps, 256)."""
+        return self.before(image).mean(2).transpose(1, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the scores of characters, for images (batch, 1, 64, width)."""
+        return self.head(self.context(self.features(image)))
+
+
+def randomize(network: nn.Module) -> nn.Module:
+    """Draws weights that keep the scale of the activations, as EasyOCR's trainer does.
+
+    Torch's defaults shrink the activations of convolutions and LSTMs far below those of a trained
+    network.
+    """
+    for name, parameter in network.named_parameters():
+        if "bias" in name:
+            nn.init.zeros_(parameter)
+        elif parameter.dim() > 1:  # not BatchNorm's
+            nn.init.kaiming_normal_(parameter)
+    return network
+
+
+def easyocr() -> Iterator[Case]:
+    """Yields cases for the BiLSTMs of both generations, and for the network of the second.
+
+    The weights are random, because EasyOCR downloads its weights.
+    """
+    torch.manual_seed(0)
+    models = runpy.run_path(str(FOLDER / "easyocr/config.py"))["recognition_models"]
+    characters = len(models["gen2"]["english_g2"]["characters"]) + 1  # with CTC's blank
+    network = randomize(Line(characters))
+    lines = 2 * torch.cat(page(64, 8 * 640)[:, :1].split(640, 3)) - 1
+    with torch.no_grad():
+        network(lines)  # BatchNorm notes the mean and the variance of its inputs
+        network.eval()
+        features = network.features(lines)
+    older, wider = randomize(nn.Sequential(Context(512), Context(512))), torch.rand(8, 161, 512)
+    for batch in (1, 8):
+        name = f"{batch} line{'s' * (batch > 1)}"
+        shape = str((batch, *features.shape[1:]))
+        yield Case(
+            name,
+            "2 BiLSTMs of 256",
+            str((batch, *lines.shape[1:])),
+            network,
+            lambda module, batch=batch: module(lines[:batch]),
+            best_of,
+            quantizes=True,
+        )
+        yield Case(
+            f"{name}: the BiLSTMs",
+            "2 BiLSTMs of 256",
+            shape,
+            network.context,
+            lambda module, batch=batch: module(features[:batch]),
+            quantizes=True,
+        )
+        yield Case(
+            f"{name}: the older BiLSTMs",
+            "2 BiLSTMs of 512",
+            str((batch, *wider.shape[1:])),
+            older.eval(),
+            lambda module, batch=batch: module(wider[:batch]),
+            quantizes=True,
         )

@@ -3,9 +3,9 @@
 Each application runs as its users would run it, with torch's layer and after a call of
 `replace_rnn`. The two programs alternate. RecurrentPPO also runs with the policy of
 `examples/recurrent_ppo.py`, which resets states instead of looping over steps, and its roll-outs
-run with prepared layers. Torchrl's modules are compared with a layer that uses `reset_to=`. Nothing
-is timed unless the loss or the values match torch's layer within the error budget. Needs
-`pip install ".[bench-applications]"`.
+run with prepared layers. The world model is written with torch's operators, and with an equation in
+an `unrolled()` block. Nothing is timed unless the loss or the values are within the error budget.
+Needs `pip install "namernn_fast[bench-applications]"`.
 """
 
 import logging
@@ -13,12 +13,12 @@ import runpy
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+from benchmarks.cpu.world_model import world_model
 from benchmarks.harness import columns
 from benchmarks.harness.grid import FORWARD, TRAINING
 from benchmarks.harness.paths import PERFORMANCE, ROOT
@@ -135,47 +135,6 @@ def rollout(environments: int, replace: Replace) -> Run:
     return run
 
 
-def replay(cell: str, replace: Replace, with_reset_to: bool = False) -> Run:
-    """Returns a function that trains a layer on sequences of three episodes each.
-
-    Each episode starts from a stored state. Without `with_reset_to`, torchrl's module splits the
-    sequences and pads the pieces, as its `recurrent_backend="pad"` does.
-    """
-    from tensordict import TensorDict
-    from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
-
-    torch.manual_seed(0)
-    steps, batch, features, hidden = 64, 32, 64, 128
-    observations, targets = torch.randn(batch, steps, features), torch.randn(batch, steps, hidden)
-    begins = torch.zeros(batch, steps, dtype=torch.bool)
-    begins[:, 0] = True
-    for row in begins:
-        row[1 + torch.randperm(steps - 1)[:2]] = True
-    options = {"input_size": features, "hidden_size": hidden, "in_key": "x", "out_key": "y"}
-    options["recurrent_backend"] = "pad"  # the default
-    module = (LSTMModule if cell == "lstm" else GRUModule)(**options)
-    rnn = replace(getattr(module, cell))
-    states = {key: torch.randn(batch, steps, 1, hidden) for key in module.in_keys[1:-1]}
-    optimizer = torch.optim.Adam(rnn.parameters())
-
-    def call() -> torch.Tensor:
-        if with_reset_to:
-            reset_to = tuple(states.values()) if cell == "lstm" else states[module.in_keys[1]]
-            return rnn(observations, reset=begins, reset_to=reset_to)[0]
-        with set_recurrent_mode(True):
-            given = {"x": observations, "is_init": begins.unsqueeze(-1), **states}
-            return module(TensorDict(given, [batch, steps]))["y"]
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = nn.functional.mse_loss(call(), targets)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
 unchanged = nn.Identity()
 
 
@@ -210,15 +169,12 @@ PROGRAMS = (
         )
         for n in (8, 64)
     ),
-    *(
-        program(
-            f"torchrl: {cell.upper()}Module (`pad`), with `reset_to=`",
-            "a training step",
-            "torchrl",
-            partial(replay, cell),
-            partial(replay, cell, replace_rnn, with_reset_to=True),
-        )
-        for cell in ("gru", "lstm")
+    Program(
+        "a world model of Dreamer, with `unrolled()`",
+        partial(world_model, is_fused=False),
+        partial(world_model, is_fused=True),
+        partial(world_model, is_fused=False, dtype=torch.float64),
+        {"timed": "a training step"},
     ),
 )
 COLUMNS = (
@@ -231,24 +187,14 @@ COLUMNS = (
 )
 
 
-def caption(document: dict[str, Any]) -> str:
-    """Explains each program's baseline, and the last column."""
-    versions = {row["name"]: row.get("version") for row in document["rows"]}
-    torchrl = next((found for name, found in versions.items() if name.startswith("torchrl")), None)
-    return (
-        "float32. `before` is torch's layer; for the torchrl rows it is torchrl's module with "
-        f'`recurrent_backend="pad"`, the default of {torchrl or "versions 0.13 and 0.14"}; its '
-        "other backends were not timed. The two programs take turns; 95 % is the interval of the "
-        "ratio of their medians."
-    )
-
-
 STUDY = BeforeAfter(
     name="applications",
     description=__doc__,
     cases=PROGRAMS,
     table=lambda rows: columns.table(rows, COLUMNS),
-    caption=caption,
+    caption=lambda _: (
+        "float32. The two programs take turns; 95 % is the interval of the ratio of their medians."
+    ),
     by=(),
     seconds=60.0,
     page=PERFORMANCE,

@@ -7,7 +7,6 @@ alternate in the same way. OpenVINO is left out: it needs sample inputs to quant
 
 import dataclasses
 import tempfile
-import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,13 +17,12 @@ from torch import nn
 
 from benchmarks.cpu.prepared import PAUSE, problem_of
 from benchmarks.cpu.rivals import Problem, bound_session, is_available, onnx_model
-from benchmarks.harness import columns
+from benchmarks.harness import columns, torch_ao
 from benchmarks.harness.columns import BATCH, LAYER, SHAPE, Row
 from benchmarks.harness.grid import FORWARD, SIZES, Workload
 from benchmarks.harness.machine import read_rate
 from benchmarks.harness.study import Calls, CheckedCalls, Study, grid, kernels
-from namernn_fast.bench.machine import held_to
-from namernn_fast.bench.race import TimedCall, warm_up
+from namernn_fast.bench.race import TimedCall
 from namernn_fast.bench.timed_calls import equal_layers
 from namernn_fast.bench.workloads import LAYERS_OF
 from namernn_fast.cells import CELLS, LSTM, VANILLA
@@ -43,9 +41,6 @@ LAYERS, STREAMS = "layers", "one step of a stream, with `out=`"
 DTYPES = {"float32": None, "int8": torch.int8}
 """The argument of `prepare()` for each type of weights."""
 RIVALS = ("onnxruntime", "torch.ao")
-ENGINES = ("x86", "onednn")
-"""torch.ao's engines: one is faster for one sequence, the other for many. The first always uses the
-best instruction set of the processor."""
 MAX_ERROR = 0.03
 """At these sizes, rounding to 8 bits changes outputs by at most about half of this. Swapped gates
 or a missing bias change them by more."""
@@ -54,7 +49,7 @@ MAX_RIVAL_ERROR = 0.1
 ROW_BYTES = 8
 """Each row of 8-bit weights stores its scale and its sum in this many bytes."""
 SECONDS = 0.05
-"""The time to measure the read rate, and each of torch.ao's engines."""
+"""The time to measure the read rate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +83,12 @@ def onnxruntime_call(problem: Problem, shape: Sequence[int]) -> TimedCall:
 
 def torch_ao_call(problem: Problem) -> TimedCall:
     """Returns the call of torch.ao's quantized layer, on the fastest engine."""
-    layer, quantized = problem.baseline, torch.backends.quantized
-    before, calls = quantized.engine, []
-    engines = ENGINES[1:] if held_to() else ENGINES
-    for engine in [name for name in engines if name in quantized.supported_engines]:
-        quantized.engine = engine
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch deprecates torch.ao
-            model = torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {type(layer)})
-        calls.append(lambda model=model[0]: model(problem.input, problem.hx)[0])
-    quantized.engine = before
-    return min(calls, key=lambda call: warm_up(call, SECONDS))
+    layer = problem.baseline
+    return torch_ao.fastest(
+        nn.Sequential(layer),
+        lambda model: lambda: model[0](problem.input, problem.hx)[0],
+        {type(layer)},
+    )
 
 
 def calls(case: Quantized) -> CheckedCalls:
@@ -119,7 +109,8 @@ def calls(case: Quantized) -> CheckedCalls:
             stream.states = hx
             found[name] = lambda stream=stream, out=out: stream(input[0], out=out)
     cell = CELLS[case.cell]
-    if case.calls == LAYERS and cell is not VANILLA:  # torch.ao has no nn.RNN
+    # torch.ao has no nn.RNN.
+    if case.calls == LAYERS and cell is not VANILLA and torch_ao.is_available():
         found["torch.ao"] = torch_ao_call(problem)
     if cell is LSTM and find_spec("onnx") and is_available("onnxruntime"):
         shape = (*input.shape[:-1], case.hidden_size)

@@ -10,7 +10,18 @@ import torch
 from torch import nn
 
 from benchmarks.cases import __main__ as program
-from benchmarks.cases.case import FUSED, INT8, PREPARED, STREAM, TORCH, Case, Stepping, best_of
+from benchmarks.cases import pages
+from benchmarks.cases.case import (
+    FUSED,
+    INT8,
+    PREPARED,
+    QUANTIZED,
+    STREAM,
+    TORCH,
+    Case,
+    Stepping,
+    best_of,
+)
 from benchmarks.cases.packages import ArraysOnly
 from namernn_fast.bench.race import QUICK
 from namernn_fast.testing import BudgetError
@@ -70,6 +81,51 @@ def test_decisions_changed_by_int8_are_counted():
         found = model.changed({**calls, INT8: lambda: -calls[TORCH]()})
         assert found == {"of": 6, FUSED: 0, PREPARED: 0, STREAM: 0, INT8: 6}
         assert case(decide=None).changed(calls) == {}
+
+
+def quantizing() -> Case:
+    """Returns a case with a module that `quantize_dynamic` replaces, and with streams."""
+    return case(
+        run=lambda module: module.head(module.rnn(torch.ones(6, 1, 8))[0]),
+        streams=False,
+        quantizes=True,
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_quantize_dynamic_is_timed_beside_int8():
+    pytest.importorskip("torch.ao.quantization")
+    rows = program.times(quantizing(), {1}, QUICK)
+    (row,) = ({"package": "a package", "licence": "none", **row} for row in rows)
+    names = {INT8, QUANTIZED} & row["medians"].keys()  # int8 only where it is fast
+    assert QUANTIZED in names
+    assert row["errors"].keys() == names
+    assert all(0 < error < 0.1 for error in row["errors"].values())
+    text = program.STUDY.report({"cpu": "a processor", "threads": [1], "rows": [row]})
+    assert f"{QUANTIZED} {row['errors'][QUANTIZED]:.2%}" in text
+    assert f"{QUANTIZED} {row['changed'][QUANTIZED]} of 6" in text
+
+
+def test_quantize_dynamic_is_left_out_if_torch_has_none(monkeypatch):
+    monkeypatch.setattr(torch.ao, "quantization", None)
+    assert QUANTIZED not in quantizing().calls()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_the_networks_of_easyocr_agree_with_torchs_layers(monkeypatch, tmp_path):
+    (tmp_path / "easyocr").mkdir()
+    (tmp_path / "easyocr/config.py").write_text(
+        "recognition_models = {'gen2': {'english_g2': {'characters': 'abc'}}}"
+    )
+    monkeypatch.setattr(pages, "FOLDER", tmp_path)
+    found = {case.name: case for case in pages.easyocr()}
+    assert len(found) == 6
+    line = found["1 line"]
+    with torch.inference_mode():
+        calls = line.calls()
+        assert calls[TORCH]().shape == (1, 159, 4)
+        counts = line.changed({TORCH: calls[TORCH], FUSED: calls[FUSED]})
+    assert counts == {"of": 159, FUSED: 0}
 
 
 def test_recording_fails_if_a_package_is_missing(monkeypatch):

@@ -22,6 +22,7 @@ NEEDS = {
     "lengths": (),
     "resets": ("gymnasium",),
     "recurrent_ppo": ("sb3_contrib",),
+    "torchrl_modules": ("torchrl",),
     "decisions": ("neurogym",),
     "onnx_export": ("onnxscript", "onnxruntime"),
     "ensemble": (),
@@ -66,7 +67,7 @@ def test_an_example_with_a_missing_package_says_what_to_install(name, monkeypatc
     package = NEEDS[name][0].partition(".")[0]
     for module in (package, *NEEDS[name], "onnxruntime", "pyarrow", "gymnasium"):
         monkeypatch.setitem(sys.modules, module, None)
-    advice = r"^\w+ is not installed; run: pip install ('namernn_fast\[|neurogym$)"
+    advice = r"^[\w.]+ is not installed; run: pip install ('namernn_fast\[|neurogym$)"
     with pytest.raises(SystemExit, match=advice):
         runpy.run_path(str(EXAMPLES / f"{name}.py"))
 
@@ -105,6 +106,15 @@ def test_the_decisions_example_matches_a_loop_and_learns(run):
     assert after > 75
 
 
+def test_the_recipe_has_the_policy_of_the_recurrent_ppo_example():
+    page = (EXAMPLES.parent / "docs" / "guides" / "recipes.md").read_text(encoding="utf-8")
+    example = (EXAMPLES / "recurrent_ppo.py").read_text(encoding="utf-8")
+    policy = example[example.index("class FusedPolicy") : example.index("def cart_pole")]
+    without = r'""".*?"""|  #[^\n]*|\n(?=\s*\n)'  # docstrings, comments and empty lines
+    policy, page = (re.sub(without, "", text) for text in (policy.strip(), page))
+    assert re.sub(r"\s+\n", "\n", policy) in re.sub(r"\s+\n", "\n", page)
+
+
 def test_the_recurrent_ppo_example_matches_a_loop(run):
     update = r"update +\d+: loss +(\S+), loop +(\S+); reward +(\S+), loop +(\S+)"
     updates = re.findall(update, run("recurrent_ppo"))
@@ -112,6 +122,12 @@ def test_the_recurrent_ppo_example_matches_a_loop(run):
     loss, of_loop, reward, reward_of_loop = map(float, updates[0])
     assert reward == reward_of_loop
     assert loss == pytest.approx(of_loop, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # torchrl's own
+def test_the_torchrl_example_matches_its_modules(run):
+    found = re.findall(r"Fused(\w+): .* within the error budget of (\w+); ", run("torchrl_modules"))
+    assert found == [("GRUModule", "GRUModule"), ("LSTMModule", "LSTMModule")]
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
