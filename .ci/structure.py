@@ -38,7 +38,7 @@ EXCEPTIONS = {}
 ROOMS = (
     *("cells", "machine", "equations", "ops", "prepared_ops", "call", "gpu", "gpu_backend"),
     *("integrations", "reference", "torch_operators", "autograd", "step_autograd"),
-    *("dispatch", "functional", "nn"),
+    *("recompute", "dispatch", "functional", "nn"),
     *("__init__", "testing", "torchao", "names", "bench", "__main__"),
 )
 # Besides public functions, these may have more than PARAMETERS parameters: constructors, Triton

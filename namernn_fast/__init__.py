@@ -16,6 +16,7 @@ from .nn import *  # noqa: F403
 from .nn.gru import gru
 from .nn.leaky import leaky
 from .nn.lstm import lstm
+from .nn.slstm import slstm
 from .nn.vanilla import rnn
 
 try:
@@ -33,6 +34,7 @@ __all__ = [
     "lstm",
     "memory_reserved",
     "rnn",
+    "slstm",
 ]
 __all__ += nn.__all__
 

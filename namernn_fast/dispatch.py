@@ -26,6 +26,7 @@ from .machine.context import (
     is_transformed,
     only_vmap_is_active,
 )
+from .recompute import run_in_pieces
 
 
 def run(call: Call) -> Results:
@@ -48,8 +49,8 @@ def run(call: Call) -> Results:
     if call.lookup is not None:
         tokens.look_up(call, choice)
     like = call.weights[0]  # data may be integer token ids
-    by_layers = call.dropout and not (
-        path is torch_operators.run_stack and torch_operators.is_whole(call)
+    by_layers = call.recompute is not None or (
+        call.dropout and not (path is torch_operators.run_stack and torch_operators.is_whole(call))
     )
     if tracing:
         # Check while tracing, because the operators' fake kernels check nothing.
@@ -111,7 +112,7 @@ def choose(call: Call, tracing: bool) -> Choice:
 
 
 def _run_layers(path: Path, call: Call) -> Results:
-    """Runs each layer of a stack in a separate call, with dropout between layers.
+    """Runs each layer of a stack in a separate call, with dropout between layers or in pieces.
 
     The layers run time-major so that dropout draws the same masks as `nn.RNN`. Clears LAST_STATE,
     because dropout needs the output of every layer.
@@ -128,7 +129,7 @@ def _run_layers(path: Path, call: Call) -> Results:
     number = len(weights) // per_layer
     last_states = []
     for k, states in enumerate(call.states_of_layers(number)):
-        if k:
+        if k and call.dropout:
             data = torch.nn.functional.dropout(data, call.dropout, training=True)
         layer = replace(
             call,
@@ -139,9 +140,13 @@ def _run_layers(path: Path, call: Call) -> Results:
             restart_states=[restart[:, k : k + 1] for restart in call.restart_states],
             options=options,
             dropout=0.0,
+            recompute=None,
             beside=[i.part_of(rows, size, k, number) for i, rows in beside],
         )
-        data, *last = path(layer)
+        if call.recompute is None:
+            data, *last = path(layer)
+        else:
+            data, *last = run_in_pieces(path, layer, call.recompute)
         last_states.append(last)
     if batch_first:
         data = with_batch_first(data)

@@ -4,9 +4,11 @@ Each of `TWINS` has the equation of a cell of the package. `MORE` have what only
 """
 
 import torch
-import torch.nn.functional as F
 
 from namernn_fast import recurrent_cell
+from namernn_fast.nn.layer_norm_gru import layer_norm_gru
+from namernn_fast.nn.layer_norm_lstm import layer_norm_lstm
+from namernn_fast.nn.slstm import slstm_cell
 
 
 @recurrent_cell(gates=1)
@@ -71,21 +73,7 @@ def independent_equation(x, h, c):
     return torch.tanh(c), c
 
 
-@recurrent_cell(gates=4, states=2, gate_parameters={"of_x": 1.0, "of_h": 1.0, "shift": 0.0})
-def layer_norm_lstm(x, u, h, c, of_x, of_h, shift):
-    """The LayerNorm LSTM of Ba et al., which normalises W x, W h and c.
-
-    The large eps keeps gradients of a row with equal values finite in 16 bits.
-    """
-
-    def norm(blocks, weights=None, shifts=None):
-        rows = torch.cat(blocks, -1)
-        each = (None if values is None else torch.cat(values) for values in (weights, shifts))
-        return F.layer_norm(rows, rows.shape[-1:], *each, eps=0.01)
-
-    i, f, g, o = (norm(x, of_x) + norm(u, of_h, shift)).chunk(4, -1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(norm([c])), c
-
-
-MORE = {cell.__name__: cell for cell in (everything, independent_equation, layer_norm_lstm)}
+# A large eps keeps the gradients of a row with equal values finite in 16 bits.
+NAMED = layer_norm_lstm(eps=0.01), layer_norm_gru(eps=0.01), slstm_cell()
+"""Cells of the package that are equations."""
+MORE = {cell.__name__: cell for cell in (everything, independent_equation, *NAMED)}

@@ -195,16 +195,33 @@ def _embedding_gradient(rounding, grad, ids, count, padding_idx, scale_grad_by_f
     return table
 
 
+def _comparison(compare):
+    return lambda rounding, a, b: compare(a, b)
+
+
+def _masked_fill(rounding, a, mask, value):
+    return np.where(mask != 0, value, a)
+
+
 COMPUTES = {
     "add": _add,
     "add_": _add,
     "addmm": _addmm,
+    "clamp": lambda rounding, a, low=None, high=None: np.clip(a, low, high),
     "div": lambda rounding, a, b: a / b,
     "embedding_dense_backward": _embedding_gradient,
+    "eq": _comparison(np.equal),
     "exp": lambda rounding, a: np.exp(a),
+    "ge": _comparison(np.greater_equal),
+    "le": _comparison(np.less_equal),
     "logaddexp": lambda rounding, a, b: rounding.computed(np.logaddexp(a, b)),
+    "lt": _comparison(np.less),
+    "masked_fill": _masked_fill,
+    "masked_fill_": _masked_fill,
+    "maximum": lambda rounding, a, b: np.maximum(a, b),
     "mm": lambda rounding, a, b: _addmm(rounding, 0, a, b),
     "mul": lambda rounding, a, b: a * b,
+    "ne": _comparison(np.not_equal),
     "neg": lambda rounding, a: -a,
     "ones_like": lambda rounding, a, **options: np.ones_like(a),
     "relu": _relu,
@@ -219,6 +236,7 @@ COMPUTES = {
     "tanh_backward": lambda rounding, grad, y: rounding.computed(grad * (1 - y * y)),
     # The derivative of relu at NaN is 1, as in torch.
     "threshold_backward": lambda rounding, grad, y, _: np.where(y <= 0, 0, grad),
+    "where": lambda rounding, condition, a, b: np.where(condition != 0, a, b),
 }
 
 

@@ -111,6 +111,8 @@ class Call:
     dropout: float = 0.0
     """The probability of zeroing an element of the output of each layer except the last. The fused
     operators have no dropout, so `dispatch.run` splits the stack into layers."""
+    recompute: int | None = None
+    """The number of steps between the states that training keeps; None to keep all values."""
     prepared: "PreparedWeights | None" = None
     """The weights of a prepared layer. `weights` then has only shapes, without values."""
     lookup: Lookup | None = None

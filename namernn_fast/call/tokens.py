@@ -163,6 +163,8 @@ def why_not_shared(
         return "shared prefixes do not support proj_size"
     if call.dropout:
         return "dropout between layers is drawn for each sequence"
+    if call.recompute is not None:
+        return "recompute runs sequences in pieces"
     if options & ops.BATCH_INVARIANT:
         return "batch_invariant rules out a table"
     if is_compiling():

@@ -10,9 +10,12 @@ from .explaining import explain
 from .gru import FusedGRU, FusedGRUCell, TokenGRU
 from .inference.prepared import PreparedCell, PreparedLayer
 from .inference.stream import Stream
+from .layer_norm_gru import FusedLayerNormGRU, FusedLayerNormGRUCell, TokenLayerNormGRU
+from .layer_norm_lstm import FusedLayerNormLSTM, FusedLayerNormLSTMCell, TokenLayerNormLSTM
 from .leaky import FusedLeakyRNN, FusedLeakyRNNCell, TokenLeakyRNN
 from .lstm import FusedLSTM, FusedLSTMCell, TokenLSTM
 from .replacing import prepare_rnn, replace_rnn, restore_rnn
+from .slstm import FusedSLSTM, FusedSLSTMCell, TokenSLSTM
 from .vanilla import FusedRNN, FusedRNNCell, TokenRNN
 from .weights import CLASSES
 
@@ -23,10 +26,16 @@ __all__ = [
     "FusedGRUCell",
     "FusedLSTM",
     "FusedLSTMCell",
+    "FusedLayerNormGRU",
+    "FusedLayerNormGRUCell",
+    "FusedLayerNormLSTM",
+    "FusedLayerNormLSTMCell",
     "FusedLeakyRNN",
     "FusedLeakyRNNCell",
     "FusedRNN",
     "FusedRNNCell",
+    "FusedSLSTM",
+    "FusedSLSTMCell",
     "PreparedCell",
     "PreparedLayer",
     "RecurrentCell",
@@ -34,8 +43,11 @@ __all__ = [
     "TokenEquationLayer",
     "TokenGRU",
     "TokenLSTM",
+    "TokenLayerNormGRU",
+    "TokenLayerNormLSTM",
     "TokenLeakyRNN",
     "TokenRNN",
+    "TokenSLSTM",
     "explain",
     "prepare_rnn",
     "recurrent_cell",

@@ -211,7 +211,7 @@ def _check_lists(
             raise TypeError(f"{argument} must be a sequence of names, got the string {names!r}")
     used_by = EquationLayer, EquationLayer.forward
     taken = {name for callee in used_by for name in inspect.signature(callee).parameters}
-    taken |= {"bias_ih", "bias_hh", "heads"}
+    taken |= {"bias_ih", "bias_hh", "cell", "heads"}
     for name in (*parameters, *gate_parameters, *inputs, *number_inputs):
         if not name.isidentifier() or name in taken or name.startswith(("weight_", "train_")):
             raise ValueError(f"a parameter or an input must not be called {name!r}")

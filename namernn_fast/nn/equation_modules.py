@@ -1,7 +1,8 @@
 """`EquationLayer`, `EquationCell` and `TokenEquationLayer`: the modules of cells from equations."""
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch.types import Device
@@ -22,8 +23,8 @@ class EquationLayer(CustomLayer[Any]):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
-        bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
-        cell: the `RecurrentCell`.
+        bidirectional, device, dtype, batch_invariant, recompute: as in `FusedGRU`.
+        cell: the `RecurrentCell`. Subclasses for one equation have no such argument.
         own: for each parameter of the cell its initial values, by name, and whether it requires
             gradients, as `train_<name>`; for a cell with heads their number, `heads`.
 
@@ -39,6 +40,8 @@ class EquationLayer(CustomLayer[Any]):
     """
 
     _cell: Cell = None  # type: ignore[assignment]  # each layer has its own
+    _equation: ClassVar[Callable[..., HasCell] | None] = None
+    """Makes the cell of a subclass for one equation, from options of the constructor."""
 
     def __init__(
         self,
@@ -52,18 +55,19 @@ class EquationLayer(CustomLayer[Any]):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        cell: HasCell,
         batch_invariant: bool = False,
+        recompute: int | None = None,
         **own: Any,
     ) -> None:
         arguments = arguments_of(locals())
-        del arguments["cell"], arguments["own"]
-        self.__dict__["_cell"] = described = _described(cell)
-        super().__init__(**arguments, **_own_options(described, own))
+        del arguments["own"]
+        self.__dict__["_cell"] = cell = _take_cell(self._equation, own)
+        super().__init__(**arguments, **_own_options(cell, own))
 
     def extra_repr(self) -> str:
-        """Returns the name of the cell and the options, for `repr`."""
-        return f"{self._cell.name}, {super().extra_repr()}"
+        """Returns the options, for `repr`, with the name of the cell unless the class says it."""
+        options = super().extra_repr()
+        return f"{self._cell.name}, {options}" if self._equation is None else options
 
 
 class EquationCell(CustomStepModule[Any]):
@@ -85,6 +89,8 @@ class EquationCell(CustomStepModule[Any]):
     """
 
     _cell: Cell = None  # type: ignore[assignment]  # each module has its own
+    _equation: ClassVar[Callable[..., HasCell] | None] = None
+    """As in `EquationLayer`."""
 
     def __init__(
         self,
@@ -93,18 +99,17 @@ class EquationCell(CustomStepModule[Any]):
         bias: bool = True,
         device: Device = None,
         dtype: torch.dtype | None = None,
-        *,
-        cell: HasCell,
         **own: Any,
     ) -> None:
-        described = _described(cell)
-        self.__dict__.update(_cell=described, _names=self._names_for(described))
-        more = _own_options(described, own)
+        cell = _take_cell(self._equation, own)
+        self.__dict__.update(_cell=cell, _names=self._names_for(cell))
+        more = _own_options(cell, own)
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype, **more)
 
     def extra_repr(self) -> str:
-        """Returns the name of the cell and the options, for `repr`."""
-        return f"{self._cell.name}, {super().extra_repr()}"
+        """Returns the options, for `repr`, with the name of the cell unless the class says it."""
+        options = super().extra_repr()
+        return f"{self._cell.name}, {options}" if self._equation is None else options
 
 
 class TokenEquationLayer(TokenLayer[Any]):
@@ -130,22 +135,33 @@ class TokenEquationLayer(TokenLayer[Any]):
     _cell: Cell = None  # type: ignore[assignment]  # each model has its own
     _layer_class = EquationLayer
 
-    def __init__(
-        self, num_embeddings: int, input_size: int, *sizes: Any, cell: HasCell, **options: Any
-    ) -> None:
-        self.__dict__["_cell"] = _described(cell)
-        super().__init__(num_embeddings, input_size, *sizes, cell=cell, **options)
+    def __init__(self, num_embeddings: int, input_size: int, *sizes: Any, **options: Any) -> None:
+        super().__init__(num_embeddings, input_size, *sizes, **options)
+        self.__dict__["_cell"] = self.rnn._cell
 
 
-def _described(cell: HasCell) -> Cell:
-    """Returns what a `RecurrentCell` describes, or raises TypeError for any other value."""
+def _take_cell(equation: Callable[..., HasCell] | None, own: dict[str, Any]) -> Cell:
+    """Removes what determines the cell from the arguments of a constructor, and returns the cell.
+
+    Args:
+        equation: makes the cell from some of the arguments; None if `cell` is one of them.
+        own: the arguments, by name.
+
+    Raises:
+        TypeError: the argument `cell` is missing or no `RecurrentCell`.
+    """
+    if equation is None:
+        cell = own.pop("cell", None)
+    else:
+        names = own.keys() & inspect.signature(equation).parameters.keys()
+        cell = equation(**{name: own.pop(name) for name in names})
     described = user_cell(cell)
     if described is None:
         raise TypeError(f"cell must be a RecurrentCell, made by recurrent_cell, got {cell!r}")
     return described
 
 
-def _own_options(cell: Cell, given: Mapping[str, Any]) -> dict[str, Any]:
+def _own_options(cell: Cell, given: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of a constructor that only this cell has, with defaults added.
 
     Raises:

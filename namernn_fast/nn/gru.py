@@ -29,7 +29,7 @@ class FusedGRU(GatedLayer[Tensor], torch.nn.GRU):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
-        bidirectional, proj_size, batch_invariant: as in `FusedRNN`.
+        bidirectional, proj_size, batch_invariant, recompute: as in `FusedRNN`.
         device, dtype: the device and dtype of the parameters. The fused kernel takes 16- to 64-bit
             floating-point types on a CPU. On every other device torch's own operator runs, which
             uses cuDNN on NVIDIA GPUs. `namernn_fast.explain` says which path an input takes.

@@ -32,7 +32,7 @@ class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
         nonlinearity: the function act: "tanh", "relu", "sigmoid" or "softplus".
-        bidirectional, device, batch_invariant: as in `FusedRNN`.
+        bidirectional, device, batch_invariant, recompute: as in `FusedRNN`.
         dtype: the dtype of the parameters.
         rate: the initial a, above 0 and at most 1, as one number or (hidden_size) numbers. a is the
             duration of a step divided by the time constant of the neurons.
@@ -64,6 +64,7 @@ class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
         rate: float | Sequence[float] | Tensor = 0.1,
         train_rate: bool = False,
         batch_invariant: bool = False,
+        recompute: int | None = None,
     ) -> None:
         super().__init__(**arguments_of(locals()))
 

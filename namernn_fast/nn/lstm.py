@@ -32,7 +32,7 @@ class FusedLSTM(GatedLayer[tuple[Tensor, Tensor]], torch.nn.LSTM):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedGRU`.
-        bidirectional, device, dtype, batch_invariant: as in `FusedGRU`.
+        bidirectional, device, dtype, batch_invariant, recompute: as in `FusedGRU`.
         proj_size: 0, or a number of features less than hidden_size. If it is not 0, the layer
             computes h_t = W_hr (o * tanh(c_t)). Output and every h then have proj_size features.
 

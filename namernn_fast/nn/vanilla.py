@@ -39,6 +39,8 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
             as ATen operators. `namernn_fast.explain` says which path an input takes.
         batch_invariant: whether the results of a sequence must be bit-identical however it is
             batched, as within `namernn_fast.batch_invariant()`.
+        recompute: in training, keep only the states every so many steps for the backward pass,
+            which computes the rest again. None keeps everything. Needs one direction.
 
     Example:
         >>> layer = FusedRNN(8, 16, batch_first=True)
@@ -66,6 +68,7 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
         dtype: torch.dtype | None = None,
         *,
         batch_invariant: bool = False,
+        recompute: int | None = None,
         **refused: NoReturn,  # nn.RNN rejects unknown arguments with its own message
     ) -> None:
         super().__init__(**arguments_of(locals()))
@@ -103,7 +106,7 @@ class TokenRNN(TokenLayer[Tensor]):
         num_embeddings: the size of the vocabulary.
         input_size: number of features of an embedding row.
         hidden_size, num_layers, nonlinearity, bias, batch_first: as in `FusedRNN`.
-        dropout, bidirectional, batch_invariant: as in `FusedRNN`.
+        dropout, bidirectional, batch_invariant, recompute: as in `FusedRNN`.
         padding_idx: the row of the embedding that is initialised to zeros and gets no gradient.
         device, dtype: the device and dtype of the parameters.
 
@@ -131,6 +134,7 @@ class TokenRNN(TokenLayer[Tensor]):
         *,
         padding_idx: int | None = None,
         batch_invariant: bool = False,
+        recompute: int | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:

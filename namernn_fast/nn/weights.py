@@ -200,7 +200,8 @@ class Preparable(FromExporter):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "_cell" in cls.__dict__:
+        if not {"_cell", "_equation", "_layer_class"}.isdisjoint(cls.__dict__):
+            cls._cell = cls.__dict__.get("_cell")  # type: ignore[assignment]  # marks a class of this package
             CLASSES[cls.__name__] = cls
 
     @property

@@ -48,6 +48,44 @@ def stack_arguments(
     return kind.cell, x, states, parameters, sequence_layout, reset, options
 
 
+SCHEMAS = """
+backward(int cell, Tensor input, Tensor[] tensors, Tensor? sequence_layout, Tensor? reset, \
+int options, int trees, Tensor output, Tensor[] saved, Tensor? grad_output, \
+Tensor?[] grad_last_states, bool[] wanted, int[] want_layers, \
+str? program=None) -> Tensor[] gradients
+checked_rows(Tensor rows, int sequences) -> Tensor
+cpu_kernel(str numbers) -> str
+forward(int cell, Tensor input, Tensor[] tensors, Tensor? sequence_layout, Tensor? reset, \
+int options, int trees, str? program=None) -> (Tensor output, Tensor[] last_states, Tensor[] saved)
+forward_prepared(int cell, Tensor input, Tensor[] tensors, int[] sizes, Tensor? sequence_layout, \
+Tensor? reset, int options, int trees, str? program=None) -> (Tensor output, Tensor[] last_states)
+prepare(int cell, Tensor[] weights, int[] sizes, int options, str? program=None) -> Tensor
+refresh(Tensor(a!) prepared, int cell, Tensor[] weights, int[] sizes, int options, \
+str? program=None) -> ()
+step(int cell, Tensor prepared, Tensor(a!)[] states, Tensor input, Tensor? rows, Tensor[] inputs, \
+int options, str? program=None) -> Tensor
+unpack(Tensor prepared, int cell, int[] sizes, int options, str? program=None) -> Tensor[]
+"""
+"""The operators as first released, which programs exported then contain."""
+
+
+@pytest.mark.parametrize("line", SCHEMAS.split("\n")[1:-1], ids=lambda line: line.partition("(")[0])
+def test_schemas_only_gain_arguments_with_defaults(line):
+    pinned = torch._C.parse_schema(f"namernn_fast::{line}")
+    now = getattr(torch.ops.namernn_fast, pinned.name.partition("::")[2]).default._schema
+    assert now.is_backward_compatible_with(pinned)
+
+
+OPTIONS = """RELU BIAS BIDIRECTIONAL BATCH_FIRST PACKED JAGGED BATCH_INVARIANT WANT_SAVED LAST_STATE
+SHARE_PREFIXES MEDIUM_PRECISION HIGH_PRECISION INT8 PROJECTIONS SIGMOID SOFTPLUS STATES RESET_TO
+INPUTS SUMS FOR_BACKWARD"""
+
+
+def test_option_bits_and_cells_keep_their_numbers():
+    assert [getattr(ops, name) for name in OPTIONS.split()] == [1 << k for k in range(21)]
+    assert [cell.name for cell in NUMBERED[:4]] == ["rnn", "gru", "lstm", "leaky"]
+
+
 def forward_checks(layout, with_hx):
     """Returns the tests of `opcheck` that apply to a forward pass."""
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]

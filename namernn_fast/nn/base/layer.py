@@ -15,6 +15,7 @@ from ...cells import Cell
 from ...functional import run, run_last_state
 from ...integrations.nn_rnn import is_exact, must_serve, plain_twin
 from ...machine.context import jit_tracer
+from ...recompute import check_recompute
 from ..inference.prepared import PreparedLayer
 from ..last_state import HasLastState
 from ..states import States
@@ -35,13 +36,24 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
 
     _cell: Cell
     batch_invariant: bool = False
+    recompute: int | None = None
 
     # Subclasses list the arguments for `help`, and because `skip_init` needs an argument `device`.
-    def __init__(self, *, batch_invariant: bool = False, proj_size: int = 0, **more: Any) -> None:
+    def __init__(
+        self,
+        *,
+        batch_invariant: bool = False,
+        recompute: int | None = None,
+        proj_size: int = 0,
+        **more: Any,
+    ) -> None:
         if proj_size:
             more["proj_size"] = proj_size
         super().__init__(**more)
         self.batch_invariant = batch_invariant
+        if recompute is not None:
+            check_recompute(recompute, self.bidirectional)
+            self.recompute = recompute
 
     def forward(
         self,
@@ -121,7 +133,10 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
     def _call(self, arguments: Arguments, weights: Sequence[Tensor]) -> Call:
         """Converts arguments to the `Call` of this layer with these weights."""
         dropout = self.dropout if self.training else 0.0
-        return normalise(arguments, self._cell, weights, self._options(weights), dropout)
+        call = normalise(arguments, self._cell, weights, self._options(weights), dropout)
+        if self.recompute is not None:
+            call.recompute = self.recompute
+        return call
 
     def _options(self, weights: Sequence[Tensor]) -> int:
         """Returns the option bits of calls with these weights."""
@@ -207,6 +222,7 @@ class GatedLayer(FusedLayer[States]):
         dtype: torch.dtype | None = None,
         *,
         batch_invariant: bool = False,
+        recompute: int | None = None,
         **refused: NoReturn,  # torch's layers reject unknown arguments with their own message
     ) -> None:
         super().__init__(**arguments_of(locals()))

@@ -227,6 +227,7 @@ class GatedTokenLayer(TokenLayer[States]):
         proj_size: int = 0,
         padding_idx: int | None = None,
         batch_invariant: bool = False,
+        recompute: int | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
