@@ -1,8 +1,8 @@
 """Compares layers of equations with Python loops: `python -m benchmarks.cpu.equations [--record]`.
 
-The cells are those of docs/guides/cells.md. The rival calls the function of a cell for every step,
-with the product of x hoisted out of the loop. For one cell it also runs under `torch.compile`,
-which takes a minute or more for each size.
+The cells are those of docs/guides/cells.md and those of the package. The rival calls the function
+of a cell for every step, with the product of x hoisted out of the loop. For one cell it also runs
+under `torch.compile`, which takes a minute or more for each size.
 """
 
 import re
@@ -19,6 +19,9 @@ from benchmarks.harness.study import Calls, Study, draw_input, grid
 from namernn_fast import RecurrentCell
 from namernn_fast.bench.timed_calls import add_cell, call_of, gated_calls
 from namernn_fast.bench.workloads import GATES, Layers
+from namernn_fast.nn.layer_norm_gru import layer_norm_gru
+from namernn_fast.nn.layer_norm_lstm import layer_norm_lstm
+from namernn_fast.nn.slstm import slstm_cell
 
 STEPS, INPUT_SIZE = 64, 64
 SIZES = [(hidden, batch) for hidden in (64, 256, 512) for batch in (1, 16, 64)]
@@ -45,7 +48,11 @@ def cells_of_page() -> dict[str, RecurrentCell]:
 
 
 CELLS = cells_of_page()
-GATES.update((name, cell._cell.gates) for name, cell in CELLS.items())
+TIMED = {
+    **CELLS,
+    **{cell.__name__: cell for cell in (layer_norm_lstm(), layer_norm_gru(), slstm_cell())},
+}
+GATES.update((name, cell._cell.gates) for name, cell in TIMED.items())
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Equation(Workload):
 
 def calls(case: Equation) -> Calls:
     """Returns the calls of the loop, of the layer and, for some sizes, of the compiled loop."""
-    add_cell(case.cell, CELLS[case.cell])
+    add_cell(case.cell, TIMED[case.cell])
     x = draw_input(case)
     checked = gated_calls(case, x)
     loop = checked[LOOP]
@@ -91,7 +98,7 @@ STUDY = Study(
     name="equations",
     description=__doc__,
     cases=grid(
-        [(INPUT_SIZE, hidden, STEPS, batch) for hidden, batch in SIZES], [*CELLS], make=Equation
+        [(INPUT_SIZE, hidden, STEPS, batch) for hidden, batch in SIZES], [*TIMED], make=Equation
     ),
     calls=calls,
     table=table,
