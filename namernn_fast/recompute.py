@@ -22,7 +22,7 @@ def run_in_pieces(path: Path, call: Call, steps: int) -> Results:
     """
     if call.options & ops.JAGGED:
         raise ValueError("recompute does not support jagged input: pad the input and pass lengths=")
-    if not (torch.is_grad_enabled() and call.requires_grad()):
+    if not call.requires_grad():
         return path(call)
     outputs: list[Tensor] = []
     last: Sequence[Tensor] = ()
@@ -31,9 +31,10 @@ def run_in_pieces(path: Path, call: Call, steps: int) -> Results:
             piece.states = [state[:, :batch] for state in last]
         output, *states = checkpoint(path, piece, use_reentrant=False, preserve_rng_state=False)
         outputs.append(output)
-        # Packed sequences that have ended are not in the piece.
-        ended = [state[:, batch:] for state in last] or [state[:, :0] for state in states]
-        last = [torch.cat(pair, 1) for pair in zip(states, ended, strict=True)]
+        if last and batch < last[0].shape[1]:  # packed sequences that have ended
+            ended = [state[:, batch:] for state in last]
+            states = [torch.cat(pair, 1) for pair in zip(states, ended, strict=True)]
+        last = states
     return torch.cat(outputs), *last
 
 

@@ -371,7 +371,7 @@ class _BackwardStep(NamedTuple):
     """What a backward step reads besides weights."""
 
     needs: _Needs
-    """Which gradients are wanted."""
+    """The gradients that autograd wants from the step."""
     options: int
     """As in `FusedStep`."""
     rows: Sequence[Tensor]

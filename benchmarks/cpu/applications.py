@@ -3,9 +3,9 @@
 Each application runs as its users would run it, with torch's layer and after a call of
 `replace_rnn`. The two programs alternate. RecurrentPPO also runs with the policy of
 `examples/recurrent_ppo.py`, which resets states instead of looping over steps, and its roll-outs
-run with prepared layers. The world model is written with torch's operators, and with an equation in
-an `unrolled()` block. Nothing is timed unless the loss or the values are within the error budget.
-Needs `pip install "namernn_fast[bench-applications]"`.
+run with prepared layers. The world model loops over a cell in torch's operators, or over a fused
+step module in an `unrolled()` block. Nothing is timed unless the loss or the values are within the
+error budget. Needs `pip install "namernn_fast[bench-applications]"`.
 """
 
 import logging

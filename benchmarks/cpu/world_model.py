@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness.turns import Run
-from namernn_fast import recurrent_cell
+from namernn_fast import FusedLayerNormGRUCell
 
 STEPS, BATCH, HIDDEN = 64, 16, 512
 OBSERVED, ACTIONS, LATENT = 64, 6, 32
@@ -20,24 +20,8 @@ EPSILON = 1e-3
 """Added to the variance in every norm."""
 
 
-@recurrent_cell(gates=3, gate_parameters={"gain": 1.0, "shift": 0.0})
-def dreamer_gru(
-    x: tuple[Tensor, ...],
-    u: tuple[Tensor, ...],
-    h: Tensor,
-    gain: tuple[Tensor, ...],
-    shift: tuple[Tensor, ...],
-) -> Tensor:
-    """A GRU with one norm over all gates."""
-    sums = torch.cat([a + b for a, b in zip(x, u, strict=True)], -1)
-    normed = F.layer_norm(sums, sums.shape[-1:], eps=EPSILON).chunk(3, -1)
-    reset, candidate, update = (n * g + s for n, g, s in zip(normed, gain, shift, strict=True))
-    update = torch.sigmoid(update - 1)
-    return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * h
-
-
 class NormedGRUCell(nn.Module):
-    """The same cell in torch's operators, with one projection of x and h, as Dreamer writes it."""
+    """Dreamer's GRU in torch's operators, with a single matrix for x and h."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -53,9 +37,9 @@ class NormedGRUCell(nn.Module):
         return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * h
 
 
-def step_module(cell: NormedGRUCell) -> Any:
-    """Returns a step module of the equation with the weights of a cell."""
-    ours = dreamer_gru.step_module(*cell.sizes, bias=False)
+def step_module(cell: NormedGRUCell) -> FusedLayerNormGRUCell:
+    """Returns a fused step module with the weights of a cell."""
+    ours = FusedLayerNormGRUCell(*cell.sizes, bias=False, eps=EPSILON)
     weight_ih, weight_hh = cell.linear.weight.split(cell.sizes, 1)
     norms = {"gain": cell.norm.weight, "shift": cell.norm.bias}
     own = {name: values.view(3, -1) for name, values in norms.items()}

@@ -14,7 +14,20 @@ from .base.token_layer import TokenLayer
 from .weights import arguments_of
 
 
-class EquationLayer(CustomLayer[Any]):
+class _OfEquation(torch.nn.Module):
+    """What layers and step modules of equations share."""
+
+    _cell: Cell
+    _equation: ClassVar[Callable[..., HasCell] | None] = None
+    """Makes the cell of a subclass for one equation, from options of the constructor."""
+
+    def extra_repr(self) -> str:
+        """Returns the options, for `repr`, with the name of the cell unless the class says it."""
+        options = super().extra_repr()
+        return f"{self._cell.name}, {options}" if self._equation is None else options
+
+
+class EquationLayer(_OfEquation, CustomLayer[Any]):
     """A layer whose cell is an equation; `RecurrentCell.layer` makes it.
 
     Calls, parameters and their initialisation are as in `FusedGRU`. `hx` and the returned states
@@ -40,8 +53,6 @@ class EquationLayer(CustomLayer[Any]):
     """
 
     _cell: Cell = None  # type: ignore[assignment]  # each layer has its own
-    _equation: ClassVar[Callable[..., HasCell] | None] = None
-    """Makes the cell of a subclass for one equation, from options of the constructor."""
 
     def __init__(
         self,
@@ -64,13 +75,8 @@ class EquationLayer(CustomLayer[Any]):
         self.__dict__["_cell"] = cell = _take_cell(self._equation, own)
         super().__init__(**arguments, **_own_options(cell, own))
 
-    def extra_repr(self) -> str:
-        """Returns the options, for `repr`, with the name of the cell unless the class says it."""
-        options = super().extra_repr()
-        return f"{self._cell.name}, {options}" if self._equation is None else options
 
-
-class EquationCell(CustomStepModule[Any]):
+class EquationCell(_OfEquation, CustomStepModule[Any]):
     """One step of an `EquationLayer`; `RecurrentCell.step_module` makes it.
 
     Args:
@@ -89,8 +95,6 @@ class EquationCell(CustomStepModule[Any]):
     """
 
     _cell: Cell = None  # type: ignore[assignment]  # each module has its own
-    _equation: ClassVar[Callable[..., HasCell] | None] = None
-    """As in `EquationLayer`."""
 
     def __init__(
         self,
@@ -105,11 +109,6 @@ class EquationCell(CustomStepModule[Any]):
         self.__dict__.update(_cell=cell, _names=self._names_for(cell))
         more = _own_options(cell, own)
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype, **more)
-
-    def extra_repr(self) -> str:
-        """Returns the options, for `repr`, with the name of the cell unless the class says it."""
-        options = super().extra_repr()
-        return f"{self._cell.name}, {options}" if self._equation is None else options
 
 
 class TokenEquationLayer(TokenLayer[Any]):

@@ -45,10 +45,10 @@ class FusedSLSTM(EquationLayer):
         n_t = exp(logsigmoid(f) + m_{t-1} - m_t) * n_{t-1} + exp(i - m_t), and at least 1
         h_t = sigmoid(o) * c_t / n_t
 
-    m keeps the exponentials from overflowing, and does not change h. n is at least 1 by itself,
-    unless it starts between 0 and 1. See M. Beck, K. Pöppel, M.
-    Spanring and others: xLSTM: Extended Long Short-Term Memory, arXiv:2405.04517, 2024. On a CPU,
-    whole sequences run in one operator. Calls, parameters and their initialisation are as in
+    m prevents the exponentials from overflowing, and cancels out in h. The lower bound of n only
+    matters if the initial n is between 0 and 1. See M. Beck, K. Pöppel, M. Spanring and others:
+    xLSTM: Extended Long Short-Term Memory, arXiv:2405.04517, 2024. On a CPU, whole sequences run in
+    one operator. Calls, parameters and their initialisation are as in
     `FusedGRU`, with the gates in the order i, f, z, o. `hx` and the returned states are (h, c, n,
     m). Several heads make W_hh block-diagonal: weight_hh_l0 is (4 * hidden_size, hidden_size /
     heads). The paper starts with large biases of f; `weight_ih_l0` and the biases here are drawn
@@ -149,7 +149,8 @@ def slstm(
         if tensor.shape != wanted:
             raise ValueError(f"{name} must be {wanted} to match Wx, got {(*tensor.shape,)}")
     hx = None if states is None else states.flatten(3).transpose(1, 2).unbind()
-    weights = weight_hh.flatten(0, 2), bias.flatten(), torch.zeros_like(bias.flatten())
+    bias = bias.flatten()
+    weights = weight_hh.flatten(0, 2), bias, torch.zeros_like(bias)
     arguments = Arguments(Wx.flatten(2), hx)
     options = ops.SUMS | ops.BIAS | ops.BATCH_FIRST
     output, last = run(arguments, normalise(arguments, slstm_cell()._cell, weights, options, 0.0))

@@ -39,8 +39,8 @@ class FusedRNN(FusedLayer[Tensor], torch.nn.RNN):
             as ATen operators. `namernn_fast.explain` says which path an input takes.
         batch_invariant: whether the results of a sequence must be bit-identical however it is
             batched, as within `namernn_fast.batch_invariant()`.
-        recompute: in training, keep only the states every so many steps for the backward pass,
-            which computes the rest again. None keeps everything. Needs one direction.
+        recompute: the number of steps between the states that training keeps. The backward pass
+            computes everything else again. None keeps everything. Supports one direction only.
 
     Example:
         >>> layer = FusedRNN(8, 16, batch_first=True)

@@ -201,7 +201,8 @@ class Preparable(FromExporter):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if not {"_cell", "_equation", "_layer_class"}.isdisjoint(cls.__dict__):
-            cls._cell = cls.__dict__.get("_cell")  # type: ignore[assignment]  # marks a class of this package
+            # Marks a class of this package, for `is_exact`.
+            cls._cell = cls.__dict__.get("_cell")  # type: ignore[assignment]
             CLASSES[cls.__name__] = cls
 
     @property

@@ -16,6 +16,7 @@ from namernn_fast import (
     FusedRNN,
     FusedSLSTM,
     TokenGRU,
+    dispatch,
 )
 from namernn_fast.testing import assert_within_budget
 
@@ -114,6 +115,14 @@ def test_only_states_between_pieces_are_kept():
         kept[recompute] = total
         output.sum().backward()
     assert kept[50] < kept[None] / 4
+
+
+def test_inference_runs_whole_sequences(monkeypatch):
+    layer = FusedGRU(D, H, num_layers=2, recompute=STEPS)
+    monkeypatch.setattr(dispatch, "_run_layers", None)  # fails if it is called
+    with torch.no_grad():
+        output, h_n = layer(torch.randn(T, B, D))
+    assert torch.equal(output[-1], h_n[-1])
 
 
 def test_compiled_programs_recompute():

@@ -134,7 +134,7 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
         """Converts arguments to the `Call` of this layer with these weights."""
         dropout = self.dropout if self.training else 0.0
         call = normalise(arguments, self._cell, weights, self._options(weights), dropout)
-        if self.recompute is not None:
+        if self.recompute is not None and torch.is_grad_enabled():
             call.recompute = self.recompute
         return call
 
