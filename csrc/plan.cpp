@@ -224,9 +224,17 @@ int64_t choose_projected_rows(const PlanArguments& arguments) {
   return fit_projected_rows(arguments, arguments.scalar_bytes, kTileRows);
 }
 
-int64_t choose_whole_rows(int64_t row_bytes, int64_t B, const Machine& machine) {
-  const int64_t fit = int64_t(machine.l2_bytes) / 4 / std::max<int64_t>(1, row_bytes);
-  return std::min(std::max<int64_t>(1, B), std::max(2 * kTileRows, fit));
+// Every chunk of rows reads all weights. If they come from beyond the private cache, fewer reads of
+// the weights are worth more than sums that stay in this cache, as long as all sums of a chunk take
+// no more than the weights.
+int64_t choose_whole_rows(const PlanArguments& arguments, int64_t row_bytes) {
+  const Machine& machine = arguments.machine;
+  const double weights =
+      weight_elements(arguments, arguments.D + arguments.R) * double(arguments.scalar_bytes);
+  const int64_t bytes =
+      leave_cache(int64_t(weights), machine) ? int64_t(weights) : int64_t(machine.l2_bytes) / 4;
+  const int64_t fit = std::max(2 * kTileRows, bytes / std::max<int64_t>(1, row_bytes));
+  return std::min(std::max<int64_t>(1, arguments.layout.B), fit);
 }
 
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,

@@ -106,9 +106,9 @@ bool choose_copies(size_t bytes, const Plan& plan, const Machine& machine);
 // of the core's private cache, but at least `least`.
 int64_t choose_block_rows(int64_t row_bytes, int64_t least, const Machine& machine);
 
-// Returns how many of B rows to compute at once in a cell that needs whole rows of sums, which take
+// Returns how many rows to compute at once in a cell that needs whole rows of sums, which take
 // `row_bytes` each.
-int64_t choose_whole_rows(int64_t row_bytes, int64_t B, const Machine& machine);
+int64_t choose_whole_rows(const PlanArguments& arguments, int64_t row_bytes);
 
 // Returns how many rows to project at once if the projection runs ahead of the recurrence.
 int64_t choose_projected_rows(const PlanArguments& arguments);

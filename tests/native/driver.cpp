@@ -48,8 +48,8 @@ int64_t choose_encoded_steps(const PlanArguments& arguments, const Plan&, int64_
 int64_t choose_projected_rows(const PlanArguments&) {
   return 24;  // some slices project all steps at once, other slices only one or two steps
 }
-int64_t choose_whole_rows(int64_t, int64_t, const Machine& machine) {
-  return machine.l2_bytes <= 1 << 14 ? 5 : 40;  // a step has one chunk of rows or several
+int64_t choose_whole_rows(const PlanArguments& arguments, int64_t) {
+  return arguments.machine.l2_bytes <= 1 << 14 ? 5 : 40;  // a step has one chunk of rows or several
 }
 int64_t choose_parts(const SequenceLayout& layout, const Plan& plan, int64_t row_bytes,
                      const Machine& machine) {

@@ -137,8 +137,8 @@ inline ForwardMemory<Scalar> forward_memory(const Layer<Storage>& layer, const P
     constexpr int64_t w = Shape<Scalar>::panel_width;
     // The stride is no power of two, so that the rows of a tile are in different cache sets.
     memory.sum_stride = panel_count<Scalar>(layer.H) * layer.cell->sums * w + w;
-    memory.sum_rows = choose_whole_rows(memory.sum_stride * int64_t(sizeof(Scalar)), layer.layout.B,
-                                        runtime.machine);
+    memory.sum_rows = choose_whole_rows(plan_arguments(layer, runtime),
+                                        memory.sum_stride * int64_t(sizeof(Scalar)));
     memory.sums = scratch<Scalar>(runtime, plan.groups * memory.sum_rows * memory.sum_stride);
     memory.row_registers = row_registers<Scalar>(layer, false, plan.groups, runtime);
   }
