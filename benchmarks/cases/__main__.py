@@ -1,10 +1,11 @@
 """Times pretrained models of other packages: `python -m benchmarks.cases [--record]`.
 
-Each model loads its weights from its package's wheel, except EasyOCR's, which are random, and reads
-inputs in the package's shapes. It runs with torch's, fused and prepared recurrent layers. Models
-that run step by step also run with streams, and models with a supported layer also run with 8-bit
-weights. Results are checked before these variants are timed in alternation. Needs
-`pip install ".[cases]"`; unpacks to `build/cases`.
+Each model loads its weights from its package's wheel, except those of EasyOCR and TiRex-2, which
+are random, and reads inputs in the package's shapes. It runs with torch's, fused and prepared
+recurrent layers. TiRex-2, whose sLSTM torch lacks, runs with its own loop and with `slstm()`.
+Models that run step by step also run with streams, and models with a supported layer also run with
+8-bit weights. Results are checked before these variants are timed in alternation. Needs
+`pip install "namernn_fast[cases]"`; unpacks to `build/cases`.
 """
 
 import argparse
@@ -13,8 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import audio, pages, text
+from benchmarks.cases import audio, pages, series, text
 from benchmarks.cases.case import (
+    COMPILED,
     FUSED,
     INT8,
     PREPARED,
@@ -44,6 +46,7 @@ PACKAGES = (
     Package("medaka", "ONT", text.medaka),
     Package("kraken", "Apache", pages.kraken),
     Package("EasyOCR", RANDOM, pages.easyocr),
+    Package("tirex-2", RANDOM, series.tirex),
 )
 
 
@@ -128,7 +131,7 @@ COLUMNS = (
     columns.text("in the layer", lambda row: f"{row['share']:.0%}"),
     speed_up(FUSED),
     columns.text("95 %", interval),
-    *map(speed_up, (PREPARED, STREAM, INT8, QUANTIZED)),
+    *map(speed_up, (PREPARED, STREAM, INT8, QUANTIZED, COMPILED)),
     columns.text("changed", changed),
     columns.text("error", errors),
 )
@@ -154,6 +157,11 @@ def caption(document: Document) -> str:
         parts.append(
             "`quantize_dynamic` is torch's function, which the package calls by default. It also "
             "rounds the linear layers, and is timed on the faster of two engines."
+        )
+    if any(COMPILED in row["medians"] for row in rows):
+        parts.append(
+            "`compiled` is the package's own forecast under `torch.compile`; its `torch` is a loop "
+            "in Python over the steps of a cell."
         )
     parts.append(f"Weights: {', '.join(licences)}.")
     return " ".join(parts)
