@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import getpass
 import os
 import subprocess
@@ -55,6 +56,17 @@ def pytest_addoption(parser):
 def pytest_collectstart(collector):
     """Selects the profile before each module is imported, because torch's tests load their own."""
     settings.load_profile(collector.config.getoption("--hypothesis-profile") or "test")
+
+
+def pytest_sessionstart():
+    """Stops the garbage collector while modules are imported and tests are collected."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """Starts it again. It ignores the modules and tests, which stay until the end."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config):
