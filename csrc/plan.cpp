@@ -65,13 +65,16 @@ double weight_elements(const PlanArguments& arguments, int64_t width) {
   return double(arguments.blocks) * double(arguments.H) * double(width);
 }
 
+// Returns the number of bytes of all weights.
+double weight_bytes(const PlanArguments& arguments) {
+  return weight_elements(arguments, arguments.D + arguments.R) * double(arguments.scalar_bytes);
+}
+
 // Returns whether a thread's weights are evicted from its private cache before the next step.
 bool weights_leave_cache(const PlanArguments& arguments, const Plan& plan) {
   const int64_t panels = arguments.panels;
   const double share = double(ceiling(panels, plan.members)) / double(panels);
-  const int64_t columns = arguments.D + arguments.R;
-  const double bytes = weight_elements(arguments, columns) * share * double(arguments.scalar_bytes);
-  return leave_cache(int64_t(bytes), arguments.machine);
+  return leave_cache(int64_t(weight_bytes(arguments) * share), arguments.machine);
 }
 
 // Returns how many rows to project into scratch memory in one product: at least `least`, and
@@ -229,10 +232,8 @@ int64_t choose_projected_rows(const PlanArguments& arguments) {
 // no more than the weights.
 int64_t choose_whole_rows(const PlanArguments& arguments, int64_t row_bytes) {
   const Machine& machine = arguments.machine;
-  const double weights =
-      weight_elements(arguments, arguments.D + arguments.R) * double(arguments.scalar_bytes);
-  const int64_t bytes =
-      leave_cache(int64_t(weights), machine) ? int64_t(weights) : int64_t(machine.l2_bytes) / 4;
+  const int64_t weights = int64_t(weight_bytes(arguments));
+  const int64_t bytes = leave_cache(weights, machine) ? weights : int64_t(machine.l2_bytes) / 4;
   const int64_t fit = std::max(2 * kTileRows, bytes / std::max<int64_t>(1, row_bytes));
   return std::min(std::max<int64_t>(1, arguments.layout.B), fit);
 }

@@ -58,15 +58,15 @@ def pytest_collectstart(collector):
     settings.load_profile(collector.config.getoption("--hypothesis-profile") or "test")
 
 
-def pytest_sessionstart():
-    """Stops the garbage collector while modules are imported and tests are collected."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Stops the garbage collector meanwhile. Later it ignores the tests, which stay to the end."""
     gc.disable()
-
-
-def pytest_collection_finish():
-    """Starts it again. It ignores the modules and tests, which stay until the end."""
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_configure(config):

@@ -165,6 +165,8 @@ class Package(NamedTuple):
     """The licence of the weights, or `RANDOM`."""
     cases: Callable[[], Iterable[Case]]
     """Reads the weights from the unpacked wheel, or draws them."""
+    is_installed: bool = False
+    """Whether the extra `cases` installs the package, so that no wheel is unpacked."""
 
 
 def best_of(scores: Tensor) -> Tensor:

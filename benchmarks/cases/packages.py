@@ -4,6 +4,7 @@ import importlib.metadata
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.paths import ROOT
@@ -13,16 +14,18 @@ FOLDER = ROOT / "build" / "cases"
 
 def unpack(package: str) -> str | None:
     """Unpacks a package's wheel if needed; returns the version, or None if there is no wheel."""
-    if (version := _version(package)) is None:
+    if (version := version_of(package, FOLDER)) is None:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         quiet = ["--no-deps", "--only-binary", ":all:", "--no-compile", "--target", str(FOLDER)]
         subprocess.run([*pip, *quiet, package], check=False)
-        version = _version(package)
+        version = version_of(package, FOLDER)
     return version
 
 
-def _version(package: str) -> str | None:
-    found = importlib.metadata.distributions(name=package, path=[str(FOLDER)])
+def version_of(package: str, folder: Path | None = None) -> str | None:
+    """Returns the version of a package in a folder, or of an installed package; None if missing."""
+    path = sys.path if folder is None else [str(folder)]
+    found = importlib.metadata.distributions(name=package, path=path)
     return next((distribution.version for distribution in found), None)
 
 

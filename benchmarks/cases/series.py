@@ -1,7 +1,6 @@
 """TiRex-2, which forecasts time series with sLSTM layers. Its recurrence is a cell by equation."""
 
 import copy
-import sys
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases.case import COMPILED, FUSED, TORCH, Calls, Case
-from benchmarks.cases.packages import FOLDER
 from namernn_fast import slstm
 from namernn_fast.bench.race import timed
 
@@ -92,8 +90,6 @@ def tirex() -> Iterator[Case]:
 
     The model is as large as TiRex-2's first one, with bidirectional blocks only.
     """
-    if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))
     from tirex2.model.tirex2 import TiRex2
     from tirex2.model.types import TimeseriesType
 

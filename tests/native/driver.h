@@ -28,9 +28,8 @@ struct TestedCell : Cell {
   bool in_floats;     // whether the kernels support heads and given sums
 };
 
-// Checks the errors of the functions of programs against their bounds, multiplied by `slack`.
-// Defined in functions.cpp.
-void check_functions(const Kernels& kernels, const std::string& title, double slack);
+// Checks the errors of the functions of programs. Defined in functions.cpp.
+void check_functions(const Kernels& kernels, const std::string& title);
 
 // Compares results on prefix trees and on separate sequences. Defined in trees.cpp.
 void check_trees(const TestedCell& cell, const Kernels& kernels);

@@ -99,9 +99,7 @@ std::vector<TestedCell> cells_of(const std::string& instructions, const Kernels&
 
 void check_all(const Kernels& kernels) {
   const std::string title = std::string(kernels.name) + ", functions";
-  // Builds for sanitizers do not fuse multiply-adds, so their quotients are less accurate.
-  const double slack = sampled == 1 ? 1 : 1.5;
-  if (title.find(selected) != std::string::npos) check_functions(kernels, title, slack);
+  if (title.find(selected) != std::string::npos) check_functions(kernels, title);
   for (TestedCell& cell : cells_of(kernels.name, kernels, true)) {
     check_cell(cell, kernels);
     if (!cell.can_project) continue;
