@@ -45,6 +45,7 @@ def run(*arguments, folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @pytest.mark.parametrize(
     "line",
@@ -64,6 +65,7 @@ def test_the_warning_about_a_missing_extension_points_to_the_import(line, tmp_pa
     assert ran.stderr.count(warning) == 1
 
 
+@pytest.mark.slow
 def test_the_warning_says_that_a_checkout_without_an_extension_is_imported(tmp_path):
     """In the folder of a checkout, Python imports the sources instead of the installed package."""
     copy_without_extension(tmp_path)

@@ -89,23 +89,21 @@ def test_extension_has_no_debug_information():
     assert ".debug_info" not in run_tool("objdump", "-h", EXTENSION)
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
 LEVELS = ("default", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # each dtype may choose another kernel
 
 
-# Names of files in tests/kernel to run at each level. The second set includes slow tests.
-for_files = pytest.mark.parametrize(
-    "files",
-    [("kernel", "int8"), pytest.param(("parity", "prepared"), marks=pytest.mark.slow)],
-    ids="-".join,
-)
+# Names of files in tests/kernel to run at each level, of the last with their slow tests.
+FILES = ("fuzz",), ("kernel", "int8"), ("parity", "prepared")
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
-@for_files
+@pytest.mark.parametrize("files", [FILES[0], *(slow(each) for each in FILES[1:])], ids="-".join)
 @pytest.mark.parametrize(  # "default" runs on processors from before 2013
-    "level", [pytest.param("default", marks=pytest.mark.slow), *LEVELS[1:]]
+    "level", [slow("default"), *LEVELS[1:]]
 )
 def test_kernels_pass_at_every_cpu_capability(level, files, run_kernel_tests):
     """The kernel tests pass with ATEN_CPU_CAPABILITY set to each level."""
@@ -119,7 +117,8 @@ def test_kernels_pass_at_every_cpu_capability(level, files, run_kernel_tests):
 
 @pytest.mark.long
 @pytest.mark.skipif(not X86, reason="needs an x86-64 build")
-@for_files
+@pytest.mark.slow
+@pytest.mark.parametrize("files", FILES[1:], ids="-".join)
 @pytest.mark.parametrize(
     ("dtype", "level"),
     [
@@ -197,15 +196,15 @@ def kernel_at(level, dtype):
 
 
 @pytest.fixture
-def run_kernel_tests(request, run_tests):
+def run_kernel_tests(run_tests):
     """Returns a function that runs the tests selected by `selection` in `files` at one level.
 
     All kernels share most of their code, so covering arrays of strength 1 are enough.
     """
-    slow = request.node.get_closest_marker("slow") is not None
 
     def run(level, files, selection):
         paths = [f"tests/kernel/test_{name}.py" for name in files]
-        run_tests(*paths, "-k", selection, environment=at_level(level), slow=slow, strength=1)
+        options = {"slow": level == "default" or files == FILES[-1], "strength": 1}
+        run_tests(*paths, "-k", selection, environment=at_level(level), **options)
 
     return run

@@ -85,6 +85,7 @@ def check(compiled, net, *arguments):
         torch.testing.assert_close(compiled(*arguments), net(*arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @pytest.mark.parametrize(
     ("name", "layout", "options", "with_output", "with_hx"),
@@ -135,6 +136,7 @@ def test_one_compiled_graph_works_for_every_shape(kind, layout, with_hx, dynamic
     assert counters["stats"]["unique_graphs"] == (1 if dynamic else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @for_variants
 @pytest.mark.parametrize("with_output", [False, True])

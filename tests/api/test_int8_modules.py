@@ -219,6 +219,7 @@ def test_torchao_prepares_recurrent_layers(kind):
 STACK = {"num_layers": 2, "bidirectional": True, "bias": False}
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("options", [{}, STACK, {"num_layers": 2, "batch_first": True}], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])

@@ -132,6 +132,7 @@ def test_nothing_is_timed_if_a_result_is_wrong(cell, raced, monkeypatch, capsys)
     assert not raced
 
 
+@pytest.mark.slow
 def test_plot_is_written_to_the_requested_file(raced, tmp_path):
     pytest.importorskip("matplotlib")
     assert cli.main(["bench", "--plot", "speed.png"]) == 0
@@ -171,6 +172,7 @@ def test_invalid_bench_options_fail_before_timing(options, raced, capsys):
     assert not raced
 
 
+@pytest.mark.slow
 def test_a_busy_machine_is_reported(raced, monkeypatch, capsys):
     loads = iter([10.0 * advice.gather().processors, 0.0])
     monkeypatch.setattr(advice, "_load", lambda: next(loads))

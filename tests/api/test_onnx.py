@@ -167,6 +167,7 @@ def with_lengths(layer, x, hx, lengths):
 LENGTHS = ((9, [4, 0, 9, 1]), (7, [3, 6]), (4, [0, 0, 0]))
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @pytest.mark.parametrize(
     ("name", "num_layers", "bidirectional", "with_hx"),
@@ -196,6 +197,7 @@ def test_exported_layers_with_lengths_match_torch(name, num_layers, bidirectiona
     check_budget(proto, layer, inputs, LENGTHS, with_lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 def test_dropout_is_exported_only_in_training(kind):
     layer = kind.layer(D, H, num_layers=3, dropout=0.5)
@@ -266,6 +268,7 @@ def test_packed_input_and_resets_are_rejected(kind):
         rejected(kind.layer(D, H, proj_size=1), (x,), "ONNX has no LSTM with projections")
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @pytest.mark.parametrize(("with_output", "bidirectional"), [(True, True), (False, False)])
 def test_token_models_gather_rows_and_become_one_node(kind, with_output, bidirectional):

@@ -153,6 +153,7 @@ def test_the_citation_states_the_package_version():
     assert cited[1] == version[1]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -174,6 +175,7 @@ def test_a_failing_build_raises_an_error(fault, message, tree, quick_compiler, t
     assert not list((tmp_path / "wheel").iterdir())
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     ("environment", "stays"), [({"CXX": "false"}, True), ({"NAMERNN_FAST_NO_EXT": "1"}, False)]

@@ -190,6 +190,7 @@ def send_results(queue, x, calls):
     queue.put([[*map(torch.Tensor.tolist, tree_leaves(call(x)))] for call in calls])
 
 
+@pytest.mark.covering(0)
 @pytest.mark.drop_in
 def test_modules_and_streams_can_be_sent_to_a_spawned_process(kind):
     with torch.no_grad():

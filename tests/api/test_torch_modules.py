@@ -212,6 +212,7 @@ def test_hooks_see_the_same_values_as_in_torch(base, dtype, training):
         assert_close(seen[0], seen[1])
 
 
+@pytest.mark.covering(0)
 @cases()
 def test_non_contiguous_tensors_match_torch(base, dtype, training):
     """Results match for tensors with any strides, and are contiguous if torch's results are."""

@@ -50,7 +50,7 @@ def same_gradients(ours, theirs, *inputs):
 
 
 @pytest.mark.drop_in
-@pytest.mark.parametrize("how", ["script", "trace"])
+@pytest.mark.parametrize("how", [pytest.param("script", marks=pytest.mark.slow), "trace"])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_torchscript_programs_accept_other_shapes(kind, tokens, how):
     """A TorchScript program shares its model's parameters, and accepts input of other shapes."""

@@ -348,6 +348,7 @@ def test_outputs_may_be_changed_in_place(kind):
     )
 
 
+@pytest.mark.covering(0)
 def test_packed_weights_are_freed_with_the_graph(kind):
     gc.collect()
     before = sum(isinstance(thing, PackedSteps) for thing in gc.get_objects())

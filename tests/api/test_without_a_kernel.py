@@ -237,6 +237,7 @@ def test_full_lengths_do_not_change_results(kind, dtype):
     assert all(map(torch.equal, got, wanted))
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @pytest.mark.parametrize(
     ("kind", "layout"),

@@ -116,6 +116,7 @@ def test_separate_layers_have_the_same_gradients_as_a_stack():
 options = functools.partial(argparse.Namespace, threads=2, record=False, quick=True, seconds=0)
 
 
+@pytest.mark.slow
 def test_flushing_of_subnormals_ends_with_its_case(monkeypatch, threads):
     monkeypatch.setattr(fading, "in_new_process", lambda task, *arguments: task(*arguments))
     for case in fading.STUDY.cases:
@@ -201,7 +202,13 @@ RACED_IN_8_BITS = {"rnn": set(), "gru": {"torch.ao"}, "lstm": {"torch.ao", "onnx
 
 
 @EVERY_CELL
-@pytest.mark.parametrize(("study", "limit"), RACES.values(), ids=RACES)
+@pytest.mark.parametrize(
+    ("study", "limit"),
+    [
+        pytest.param(*race, id=name, marks=[] if name == "peers" else pytest.mark.slow)
+        for name, race in RACES.items()
+    ],
+)
 def test_an_inaccurate_rival_is_reported_and_not_timed(study, limit, cell, monkeypatch):
     """The run does not fail, because a rival may be inaccurate only on some processors."""
     pytest.importorskip("onnxruntime")
@@ -265,6 +272,7 @@ def rows_of(monkeypatch, threads):
     return run
 
 
+@pytest.mark.covering(0)
 @EVERY_CELL
 def test_wrong_steps_are_not_timed(cell, rows_of):
     theirs, ours = steps.MODULES[cell]
@@ -281,6 +289,8 @@ def test_wrong_steps_are_not_timed(cell, rows_of):
     assert steps.STUDY.table(rows).count(TIMES) == 4 + 4  # a mean and a worst for each mode
 
 
+@pytest.mark.slow
+@pytest.mark.covering(0)
 @EVERY_CELL
 def test_wrong_streams_are_not_timed(cell, monkeypatch, rows_of):
     monkeypatch.setattr(streams, "runtime_calls", lambda _: {})
@@ -293,6 +303,7 @@ def test_wrong_streams_are_not_timed(cell, monkeypatch, rows_of):
     assert streams.STUDY.table([row]).count(TIMES) == 3
 
 
+@pytest.mark.slow
 def test_wrong_leaky_layers_are_not_timed(monkeypatch, rows_of):
     def layers(nonlinearity):  # nn4n is not installed in tests
         sizes = leaky.INPUT_SIZE, leaky.HIDDEN_SIZE
@@ -307,6 +318,7 @@ def test_wrong_leaky_layers_are_not_timed(monkeypatch, rows_of):
     assert text.count(TIMES) == 3 * (2 + 2)  # a mean and a worst
 
 
+@pytest.mark.slow
 def test_wrong_projections_are_not_timed(rows_of):
     forward = FusedLSTM.forward
 
@@ -321,6 +333,8 @@ def test_wrong_projections_are_not_timed(rows_of):
     assert text.count(TIMES) == 10 + 2 * 4  # a mean and a worst for each kind
 
 
+@pytest.mark.slow
+@pytest.mark.covering(0)
 @EVERY_CELL
 @pytest.mark.parametrize("calls", [eight_bits.LAYERS, eight_bits.STREAMS])
 def test_inaccurate_8_bit_weights_are_not_timed(calls, cell, rows_of):
@@ -346,6 +360,7 @@ def test_workload_flops_match_a_count_of_all_products():
     assert roofline.flops(Workload(DENSE, TRAINING, batch, size, hidden, steps)) == 2 * count
 
 
+@pytest.mark.slow
 def test_a_recorded_run_also_times_one_thread(monkeypatch):
     cases = [
         *grid(((3, 4, 1, 1), (5, 3, 6, 2)), ["rnn"], make=wide.Wide),
@@ -487,6 +502,7 @@ def test_a_run_continues_after_a_program_fails(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_pytest_benchmark_times_layers(run_program, tmp_path):
     program = ("-m", "pytest", "benchmarks", "-k", "gru and forward- and H64 and B1 and D64")
     limits = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=1")

@@ -111,6 +111,7 @@ def test_quantize_dynamic_is_left_out_if_torch_has_none(monkeypatch):
     assert QUANTIZED not in quantizing().calls()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_the_networks_of_easyocr_agree_with_torchs_layers(monkeypatch, tmp_path):
     (tmp_path / "easyocr").mkdir()
@@ -129,7 +130,8 @@ def test_the_networks_of_easyocr_agree_with_torchs_layers(monkeypatch, tmp_path)
 
 
 def test_recording_fails_if_a_package_is_missing(monkeypatch):
-    monkeypatch.setattr(program, "unpack", lambda name: None)
+    for find in ("unpack", "version_of"):
+        monkeypatch.setattr(program, find, lambda name: None)
     options = argparse.Namespace(quick=True, record=True, only=None, threads=1)
     with pytest.raises(SystemExit, match="Resemblyzer: left out"):
         program.STUDY.run(options, [])

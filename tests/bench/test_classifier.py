@@ -221,6 +221,7 @@ def run(threads, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_a_run_times_and_reports_every_program(run):
     document = run(2, [])
     for count in (1, 2):
@@ -240,6 +241,7 @@ def test_a_run_times_and_reports_every_program(run):
     assert "the small embedded sample of names" in text
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize(
     ("check", "untimed", "kept"),
     [("check_losses", "training", "labels"), ("check_labels", "labels", "training")],

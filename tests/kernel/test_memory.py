@@ -45,6 +45,7 @@ def run(run_program, tmp_path):
     return lambda program: run_program("-c", PRELUDE + program, cwd=tmp_path)
 
 
+@pytest.mark.slow
 @measures_pages
 @pytest.mark.parametrize(
     "cell",
@@ -99,6 +100,7 @@ assert memory_reserved() == reserved
 """)
 
 
+@pytest.mark.slow
 def test_reserved_memory_never_exceeds_its_bound(run):
     """Together, these calls need more than twice as much memory as the bound allows."""
     run("""
@@ -112,6 +114,7 @@ assert MOST / 2 < max(reserved) <= MOST, reserved
 """)
 
 
+@pytest.mark.slow
 def test_reserved_memory_that_no_call_uses_is_returned(run):
     run("""
 large, small = lstm(1024), lstm(300)
@@ -138,6 +141,7 @@ assert memory_reserved() <= 16 * reserved
 """)
 
 
+@pytest.mark.slow
 @measures_pages
 def test_freeing_a_result_cancels_its_huge_page_advice(run):
     """Otherwise, each access to a new part of the freed memory could allocate a huge page."""

@@ -42,6 +42,7 @@ def cell(request, monkeypatch):
     return name
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layers_without_the_kernel_meet_the_error_budget(layout, dtype, cell):

@@ -100,6 +100,7 @@ def of_tokens(D, H, T, B, options, layout, with_hx, seed, cell):  # noqa: N803 -
     return Case(D, H, T, B, options, layout, with_hx, seed, vocabulary, padding_idx, cell)
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("layouts", SAME_ROWS, ids=", ".join)

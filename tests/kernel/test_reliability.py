@@ -125,6 +125,7 @@ def test_a_forked_child_computes_the_same_results_as_its_parent(cell, used, run)
     assert run(program) == ["child", "parent"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the fallback to one thread")
 def test_a_forked_child_copies_and_zeroes_large_tensors_without_hanging(run):
     """A child has no pool threads, which torch would use to copy or zero large tensors.
@@ -232,6 +233,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_forked_child_copies_large_states_and_noise_without_hanging(run):
     """Torch copies larger tensors on its thread pool, which a forked child does not inherit."""
@@ -299,6 +301,7 @@ def test_a_tensor_too_big_for_memory_raises_an_error(cell, shape):
     assert all(map(torch.equal, trained(module, x), wanted))
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @pytest.mark.skipif(
     sys.platform != "linux", reason="reads the memory size of its process from /proc"

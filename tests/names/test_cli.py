@@ -232,6 +232,7 @@ def test_help_explains_every_recipe():
     assert "with one-cycle, its maximum (default: 0.003)" in shown
 
 
+@pytest.mark.slow
 def test_predict_does_not_warn_about_a_missing_numpy(root):
     code = "import sys; sys.modules['numpy'] = None; import namernn_fast.names.__main__ as cli;"
     argv = [sys.executable, "-c", f"{code} sys.exit(cli.main(['predict', 'Kim']))"]
@@ -279,6 +280,7 @@ def test_a_closed_pipe_is_not_reported_as_an_error(root):
     left.stderr.close()
 
 
+@pytest.mark.slow
 def test_training_needs_only_torch(root):
     code = (
         "import sys;"

@@ -213,6 +213,7 @@ def test_a_zip_bomb_is_rejected_even_if_its_header_is_wrong(make_folder, make_zi
     assert refusal(path).startswith(f"{path}: not a readable zip (Bad CRC-32")
 
 
+@pytest.mark.covering(0)
 def test_the_total_size_of_the_files_is_limited(make_source, monkeypatch):
     monkeypatch.setattr(dataset, "MAX_TOTAL_BYTES", 2**20)
     path, where = make_source(dict.fromkeys("ABC", "Agirre\n" * (2**20 // 7 // 2)))

@@ -214,6 +214,7 @@ def test_dropped_characters_do_not_affect_ngrams():
     assert not torch.equal(model(packed(["abc"])), model(packed(["xyz"])))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_model_is_exported_to_onnx_for_any_batch_and_length():
     """The test exports an ensemble with both poolings, and with one and two directions."""

@@ -39,6 +39,7 @@ def test_the_walkthrough_runs_on_the_real_data(root, real_folder, monkeypatch):
     assert not walk(root, monkeypatch)["data"].is_sample
 
 
+@pytest.mark.slow
 def test_the_walkthrough_runs_without_a_network(root, offline, monkeypatch, capsys):
     assert walk(root, monkeypatch)["data"].is_sample
     assert "made with the embedded sample of the data set" in capsys.readouterr().out

@@ -42,6 +42,7 @@ def test_notes_name_their_layers_if_a_row_has_several_notes(entries, note):
     assert note_of(entries) == note
 
 
+@pytest.mark.slow
 @pytest.mark.covering(0)
 @pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_digests_include_the_last_states_for_every_kind_of_call(cell, call):
         assert {*found} & {"h_n", "c_n", "raised"} == last, found
 
 
+@pytest.mark.covering(0)
 @pytest.mark.parametrize("cell", CELLS)
 def test_probes_have_unique_names_and_cover_all_options(cell):
     probes = all_probes([cell])
