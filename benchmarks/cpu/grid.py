@@ -1,9 +1,11 @@
 """Times the fused layers and torch's over the grid: `python -m benchmarks.cpu.grid [--record]`.
 
 Packing a batch is not timed: it takes the same time for both layers and would only move the ratio
-towards 1. The epoch of the names classifier includes packing. Without `--record` only a third of
+towards 1. The epoch of the names classifier includes packing. Without `--record` only a quarter of
 the workloads are timed.
 """
+
+import statistics
 
 import torch
 
@@ -30,6 +32,9 @@ from namernn_fast import FusedRNN, explain
 from namernn_fast.bench.tables import TIMES
 from namernn_fast.bench.timed_calls import gated_calls, rows_of_oracle
 from namernn_fast.names import encode_names
+
+MOST_WIDTH = 1.5
+"""The median ratio of the ends of intervals from which the machine counts as busy."""
 
 
 def lengths_of(workload: Workload) -> list[int]:
@@ -74,27 +79,56 @@ def mebibytes(layer: str, head: str) -> Column:
 
 
 def table(rows: Rows) -> str:
-    """Returns a cell's table, and a sentence that lists the workloads with slower fused layers."""
+    """Returns a cell's table, and its verdict."""
     baseline, fused = Workload.of(rows[0]).layers
-    speed_up = columns.over(baseline, fused)
+    speed_up, unsteady = columns.over(baseline, fused), unsteadiness(rows, baseline)
     shown = (
         SHAPE,
         BATCH,
         *map(columns.time, (baseline, fused)),
         speed_up,
-        columns.interval(baseline),
+        *(() if unsteady else (columns.interval(baseline),)),
         mebibytes(baseline, f"memory: {baseline}"),
         mebibytes(fused, fused),
     )
-    losses = [
-        f"{shape(workload)} B={workload.batch} {workload.mode} {ratio:.2f}{TIMES}"
-        for workload, ratio in ((Workload.of(row), speed_up.number(row)) for row in rows)
-        if ratio < 1
+    text = columns.table(rows, shown, beside=["mode"])
+    return "\n\n".join(filter(None, (text, unsteady or verdict(rows, speed_up))))
+
+
+def verdict(rows: Rows, speed_up: Column) -> str:
+    """Returns a sentence that lists the workloads with slower fused layers.
+
+    A layer is faster or slower if the interval of the ratio excludes 1.
+    """
+    baseline, fused = Workload.of(rows[0]).layers
+    slower, equal = [], []
+    for row in rows:
+        low, high = row["spread"][baseline]
+        workload = Workload.of(row)
+        name = f"{shape(workload)} B={workload.batch} {workload.mode}"
+        if high < 1:
+            slower.append(f"{name} {speed_up.number(row):.2f}{TIMES}")
+        elif low <= 1:
+            equal.append(f"{name} ({low:.2f} to {high:.2f})")
+    if not slower and not equal:
+        return f"{fused} is faster in all {len(rows)} workloads."
+    found = [
+        f"{fused} is {what} in {len(names)} of {len(rows)} workloads: {'; '.join(names)}."
+        for what, names in (("slower", slower), ("neither faster nor slower", equal))
+        if names
     ]
-    text = f"{fused} is faster in all {len(rows)} workloads."
-    if losses:
-        text = f"{fused} is slower in {len(losses)} of {len(rows)} workloads: {'; '.join(losses)}."
-    return f"{columns.table(rows, shown, beside=['mode'])}\n\n{text}"
+    return " ".join(found)
+
+
+def unsteadiness(rows: Rows, baseline: str) -> str:
+    """Returns a sentence to show instead of intervals that are too wide to be useful, or ""."""
+    width = statistics.median(high / low for low, high in (row["spread"][baseline] for row in rows))
+    if width < MOST_WIDTH:
+        return ""
+    return (
+        f"The machine was busy: the upper end of an interval is typically {width:.1f} times the "
+        "lower end. Intervals are not shown; run the benchmark again on an idle machine."
+    )
 
 
 def caption(document: Document) -> str:

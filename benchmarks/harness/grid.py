@@ -20,11 +20,11 @@ GATED_CELLS = tuple(name for name, cell in CELLS.items() if cell.gates > 1)
 """The names of the cells with gates."""
 # Maps each shape to the batch sizes that every run times: (vanilla layer, layers with gates).
 BATCHES_OF_EVERY_RUN = {
-    (64, 64, 8): ((1, 64, 1024), (1,)),
-    (64, 256, 8): ((1, 16, 256), (16,)),
+    (64, 64, 8): ((1, 1024), (1,)),
+    (64, 256, 8): ((16, 256), (16,)),
     (128, 128, 128): ((1, 64), (1,)),
-    (512, 512, 128): ((16, 64), (64,)),
-    (*PACKED_SHAPE, None): ((1, 16, 256), (16, 256)),
+    (512, 512, 128): ((64,), (64,)),
+    (*PACKED_SHAPE, None): ((16, 256), (256,)),
 }
 # For layers with gates, a round of both layers takes half a minute at this size.
 TOO_LONG_WITH_GATES = ((512, 512, 128), 1024)

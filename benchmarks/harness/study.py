@@ -7,6 +7,7 @@ times the calls in alternating rounds. Then it publishes a row for each case.
 import argparse
 import gc
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -161,13 +162,16 @@ class Study:
         # during a timed round.
         gc.collect()
         gc.freeze()
-        for case in self.chosen(options):
+        chosen, start = self.chosen(options), time.perf_counter()
+        for done, case in enumerate(chosen):
             name = f"{described(case)}, {threads} thread(s)"
             with pages.gated(name, wrong), torch.inference_mode(case.mode == FORWARD):
                 found = self.measure(case, budget)
                 rows.append({**asdict(case), "threads": threads, **found})
                 times = (f"{call} {duration(s)}" for call, s in found["medians"].items())
-                print(name, *times, *wrong_rivals([found]), sep="  ", flush=True)
+                line = "  ".join((name, *times, *wrong_rivals([found])))
+                left = (time.perf_counter() - start) / (done + 1) * (len(chosen) - done - 1)
+                print(f"{done + 1}/{len(chosen)}, {left:.0f} s left: {line}", flush=True)
         gc.unfreeze()
         return rows
 
