@@ -57,7 +57,7 @@ def calls(workload: Workload) -> Calls:
         return gated_calls(workload, draw_input(workload, lengths), rows)
 
 
-def peaks(workload: Workload, calls: Calls) -> Row:
+def peaks(workload: Workload) -> Row:
     """Returns each layer's peak memory in a training step, in bytes, for layers with gates."""
     if workload.cell not in GATED_CELLS or workload.mode != TRAINING:
         return {}
@@ -149,7 +149,7 @@ STUDY = Study(
     description=__doc__,
     cases=(*LAYER_WORKLOADS, EPOCH_WORKLOAD),
     calls=calls,
-    also=peaks,
+    of_records=peaks,
     facts=facts,
     table=table,
     caption=caption,

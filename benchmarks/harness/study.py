@@ -110,6 +110,8 @@ class Study:
     """The call that the others are compared with; default: the fused layer."""
     also: Callable[[Any, Calls], Row] = lambda case, calls: {}
     """Returns further fields of a row. Raises `BudgetError` if a result is wrong."""
+    of_records: Callable[[Any], Row] = lambda case: {}
+    """Returns fields that only recorded runs measure."""
     facts: Callable[[], Document] = dict
     """Returns further fields of the document."""
     few: Callable[[Any], bool] = lambda case: True
@@ -167,6 +169,7 @@ class Study:
             name = f"{described(case)}, {threads} thread(s)"
             with pages.gated(name, wrong), torch.inference_mode(case.mode == FORWARD):
                 found = self.measure(case, budget)
+                found |= self.of_records(case) if options.record else {}
                 rows.append({**asdict(case), "threads": threads, **found})
                 times = (f"{call} {duration(s)}" for call, s in found["medians"].items())
                 line = "  ".join((name, *times, *wrong_rivals([found])))
