@@ -130,7 +130,7 @@ RECORDING = $(if $(RECORD),--record)
 .PHONY: $(BENCHMARKS:%=bench/%)
 # Without RECORD=1, times each workload more briefly, so that the command ends within minutes.
 bench/grid: $(VENV)/installed
-	@$(BIN)/python -m benchmarks.cpu.run $(or $(RECORDING),--seconds 0.8)
+	@$(BIN)/python -m benchmarks.cpu.run $(or $(RECORDING),--seconds 0.6)
 
 # Benchmarks other implementations that pip can install.
 bench/peers: $(VENV)/with-bench-peers
