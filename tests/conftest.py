@@ -94,11 +94,16 @@ def pytest_collection_modifyitems(config, items):
         is_slow = not SLOW_KINDS.isdisjoint(str(n).partition("-")[0] for n in named.values())
         if is_slow or getattr(named.get("kind"), "name", None) in TRIED_EQUATIONS:
             item.add_marker(pytest.mark.slow)
-    left_out = set(redundant(items, config.option.strength))
     if config.option.strength is None:
-        for item in left_out:
+        # Slow calls are in no array of `make test`, which would otherwise lack what only they have.
+        quick = [item for item in items if item.get_closest_marker("slow") is None]
+        slow = redundant(quick)
+        for item in slow:
             item.add_marker(pytest.mark.slow)
-        left_out &= set(redundant(items, least=STRENGTH_OF_ALL))
+        chosen = {*quick}.difference(slow)
+        left_out = set(redundant(items, least=STRENGTH_OF_ALL)) - chosen
+    else:
+        left_out = set(redundant(items, config.option.strength))
     config.hook.pytest_deselected(items=[*left_out])
     items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
