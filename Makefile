@@ -71,8 +71,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist wo
 
 .PHONY: test/short test/fuzz
 test/short: $(VENV)/with-test
-	@seconds=$$(cat $(VENV)/installed) && echo "running the tests: about $$((seconds / 25 + 1)) minutes," \
-	  "as the extension was compiled in $$seconds seconds"
+	@seconds=$$(cat $(VENV)/installed) && \
+	  echo "running the tests: about $$(($${seconds:-90} / 25 + 1)) minutes on this machine"
 	@$(PYTEST)
 
 test/fuzz: $(VENV)/with-test

@@ -79,7 +79,7 @@ def mebibytes(layer: str, head: str) -> Column:
 
 
 def table(rows: Rows) -> str:
-    """Returns a cell's table, and its verdict."""
+    """Returns a cell's table, and which layer is faster, or that the machine was busy."""
     baseline, fused = Workload.of(rows[0]).layers
     speed_up, unsteady = columns.over(baseline, fused), unsteadiness(rows, baseline)
     shown = (
@@ -96,9 +96,9 @@ def table(rows: Rows) -> str:
 
 
 def verdict(rows: Rows, speed_up: Column) -> str:
-    """Returns a sentence that lists the workloads with slower fused layers.
+    """Returns sentences that list the workloads in which the fused layer is not faster.
 
-    A layer is faster or slower if the interval of the ratio excludes 1.
+    It is faster or slower if the interval of the ratio excludes 1.
     """
     baseline, fused = Workload.of(rows[0]).layers
     slower, equal = [], []
@@ -110,14 +110,12 @@ def verdict(rows: Rows, speed_up: Column) -> str:
             slower.append(f"{name} {speed_up.number(row):.2f}{TIMES}")
         elif low <= 1:
             equal.append(f"{name} ({low:.2f} to {high:.2f})")
-    if not slower and not equal:
-        return f"{fused} is faster in all {len(rows)} workloads."
     found = [
         f"{fused} is {what} in {len(names)} of {len(rows)} workloads: {'; '.join(names)}."
         for what, names in (("slower", slower), ("neither faster nor slower", equal))
         if names
     ]
-    return " ".join(found)
+    return " ".join(found) or f"{fused} is faster in all {len(rows)} workloads."
 
 
 def unsteadiness(rows: Rows, baseline: str) -> str:

@@ -33,7 +33,7 @@ def main() -> None:
     options = pages.parse(pages.parser(__doc__, seconds=1.3))
     also = [f"--threads={options.threads}"]
     also += ["--quick"] * options.quick + [f"--record={options.record}"] * bool(options.record)
-    if not options.record:
+    if not options.record and not options.quick:
         print("Timing the layers, then the names classifier: about two minutes", flush=True)
     wrong = failures(PROGRAMS[0], f"--seconds={options.seconds}", *also)
     for name in PROGRAMS[1:] + PROGRAMS_OF_RECORDS * bool(options.record):

@@ -111,7 +111,8 @@ def test_kernels_pass_at_every_cpu_capability(level, files, run_kernel_tests):
     kernel = kernel_at(level, torch.float32)
     assert kernel == {"default": "baseline"}.get(level, level)
     if kernel != ops.cpu_kernel():  # otherwise the current run covers this kernel
-        # In 16 bits `nn.RNN` takes minutes at the lower levels, so only test_kernel covers 16 bits.
+        # In 16 bits `nn.RNN` takes minutes at the lower levels, so only test_kernel and the drawn
+        # calls cover 16 bits.
         run_kernel_tests(level, files, "test_kernel or not (bfloat16 or torch.float16)")
 
 

@@ -45,7 +45,7 @@ def test_random_calls_meet_the_error_budget(cell, data):
     check_results(data.draw(drawn_cases(cell)))
 
 
-@pytest.mark.parametrize("cell", [*CELLS[1:], pytest.param(CELLS[0], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cell", [pytest.param("with_means", marks=pytest.mark.slow), *CELLS[1:]])
 def test_derivatives_are_correct(cell):
     module = layer_of(cell, num_layers=2, bidirectional=True)
     names = [name for name, _ in module.named_parameters()]
