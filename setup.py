@@ -155,6 +155,7 @@ def extension_arguments() -> dict:
                 linked.extra_objects.append(
                     self.compiler.library_filename(library, output_dir=self.build_temp)
                 )
+            linked.depends = linked.extra_objects  # setuptools links only if one of these is newer
             super().build_extension(linked)
 
     extension = CppExtension(
