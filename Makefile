@@ -24,7 +24,7 @@ SOURCES := $(filter csrc/%,$(NATIVE)) tests/native/test_cells.h setup.py pyproje
 # $(call parts,target,all parts,default parts): the parts of a target that ONLY selects, or the default parts.
 parts = $(if $(filter-out $(2),$(ONLY)),$(error ONLY=$(ONLY): make $(1) has $(2)))$(addprefix $(1)/,$(or $(ONLY),$(3)))
 
-BENCHMARKS := grid peers applications roofline capabilities avx2 names
+BENCHMARKS := grid peers applications roofline capabilities avx2 soak names
 COMPATIBILITY := compilers arm wheel third-party
 COMMANDS := setup bench test test-all check format docs cases record bench-gpu gpu compare sanitize compatibility wheel clean
 .PHONY: help $(COMMANDS)
@@ -58,7 +58,7 @@ $(VENV)/with-%: $(VENV)/installed
 	@$(PIP) "namernn_fast[$*]"
 	@touch $@
 
-bench: $$(call parts,bench,$(BENCHMARKS),grid) ## compares the speed of torch's layers and ours; ONLY=peers, applications, roofline, capabilities, avx2 or names
+bench: $$(call parts,bench,$(BENCHMARKS),grid) ## compares the speed of torch's layers and ours; ONLY=peers, applications, roofline, capabilities, avx2, soak or names
 
 test: $$(if $$(FUZZ),test/fuzz,test/short) ## tests every cell, option and instruction set; FUZZ=1 tests random calls
 
@@ -144,6 +144,7 @@ bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.precision $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.prepared $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.streams $(RECORDING)
+	$(BIN)/python -m benchmarks.cpu.sessions $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.steps $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.loops $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.layers $(RECORDING)
@@ -158,6 +159,10 @@ bench/roofline: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cpu.wide $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.first_call $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.waiting $(RECORDING)
+
+# Calls layers from four threads for an hour, and samples the memory of the process.
+bench/soak: $(VENV)/installed
+	$(BIN)/python -m benchmarks.cpu.soak $(RECORDING)
 
 bench/capabilities: $(VENV)/with-test
 	$(BIN)/python -m tools.capabilities $(RECORDING)

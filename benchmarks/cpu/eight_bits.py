@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.cpu.prepared import PAUSE, problem_of
-from benchmarks.cpu.rivals import Problem, bound_session, is_available, onnx_model
+from benchmarks.cpu.rivals import Problem, bound_session, is_available, new_session, onnx_model
 from benchmarks.harness import columns, torch_ao
 from benchmarks.harness.columns import BATCH, LAYER, SHAPE, Row
 from benchmarks.harness.grid import FORWARD, SIZES, Workload
@@ -71,7 +71,8 @@ def onnxruntime_call(problem: Problem, shape: Sequence[int]) -> TimedCall:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "int8.onnx")
         quantize_dynamic(model, path, per_channel=True, weight_type=QuantType.QInt8)
-        run, bound = bound_session(path.read_bytes(), problem, torch.get_num_threads())
+        session = new_session(path.read_bytes(), torch.get_num_threads())
+        run, bound = bound_session(session, problem)
     output = torch.from_numpy(bound["Y"]).view(*shape)
 
     def call() -> torch.Tensor:

@@ -305,15 +305,19 @@ def onnx_model(problem: Problem) -> bytes:
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-def bound_session(
-    model: bytes, problem: Problem, threads: int
-) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
-    """Returns a function that runs an ONNX model, and the model's bound arrays by name."""
+def new_session(model: bytes, threads: int) -> Any:
+    """Returns an onnxruntime session for an ONNX model."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model, options)
+    return onnxruntime.InferenceSession(model, options)
+
+
+def bound_session(
+    session: Any, problem: Problem
+) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
+    """Returns a function that runs a session on bound arrays, and these arrays by name."""
     steps, batch, _ = problem.input.shape
     last = np.empty((1, batch, problem.workload.hidden_size), np.float32)
     bound = dict(zip(("X", *STATES), _arrays(problem), strict=False))
@@ -331,7 +335,7 @@ def bound_session(
 
 def onnxruntime(problem: Problem, threads: int) -> TimedCall:
     """onnxruntime on an `RNN`, `GRU` or `LSTM` node, with bound input and outputs."""
-    run, bound = bound_session(onnx_model(problem), problem, threads)
+    run, bound = bound_session(new_session(onnx_model(problem), threads), problem)
 
     def call() -> Any:
         run()

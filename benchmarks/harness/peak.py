@@ -14,13 +14,23 @@ RESET_PEAK = "5"
 KIBI = 1024
 
 
+def _status(name: str) -> int:
+    """Returns a size in `/proc/self/status`, in bytes."""
+    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return KIBI * int(fields[name].split()[0])
+
+
 def peak_bytes() -> int:
     """Returns the peak size of this process's resident set so far, in bytes."""
     if STATUS.exists():
-        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-        return KIBI * int(fields["VmHWM"].split()[0])
+        return _status("VmHWM")
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else KIBI * largest
+
+
+def resident_bytes() -> int:
+    """Returns the size of this process's resident set, in bytes. Needs Linux."""
+    return _status("VmRSS")
 
 
 def peak_above(call: Callable[[], object]) -> int:

@@ -22,7 +22,9 @@ from benchmarks.cpu import (
     prepared,
     projections,
     roofline,
+    sessions,
     sixteen_bits,
+    soak,
     steps,
     streams,
     torch_operators,
@@ -58,7 +60,7 @@ STUDIES = (
     fading,
     torch_operators,
 )
-OTHERS = first_call, waiting, roofline, classifier, study
+OTHERS = first_call, waiting, roofline, sessions, soak, classifier, study
 OF_ALL = (
     *(
         (each.name, section)
