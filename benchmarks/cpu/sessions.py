@@ -22,6 +22,7 @@ from benchmarks.harness.paths import PERFORMANCE_TABLES, Section
 from benchmarks.harness.peak import resident_bytes
 from benchmarks.harness.study import Document
 from namernn_fast import prepare_rnn
+from namernn_fast.bench.race import TimedCall, timed
 from namernn_fast.bench.tables import duration, markdown
 from namernn_fast.bench.timed_calls import equal_layers
 from namernn_fast.bench.workloads import DENSE, LAYERS_OF
@@ -29,12 +30,12 @@ from namernn_fast.bench.workloads import DENSE, LAYERS_OF
 SEQUENCES, SIZES = 1000, (64, 256)
 STREAM, SESSION, SESSIONS = "one stream", "one onnxruntime session", "a session each"
 MEBI = 2**20
-Step = Callable[[int], object]
-"""Steps the sequence of a number."""
+Calls = tuple[Callable[[int], object], TimedCall]
+"""A function that steps the sequence with an index, and one that steps all sequences."""
 
 
-def stream_of(workload: Workload) -> tuple[Step, Callable[[], object]]:
-    """Returns functions that step one row of a stream, and all rows."""
+def stream_of(workload: Workload) -> Calls:
+    """Returns calls that step the rows of a stream."""
     stream = prepare_rnn(equal_layers(workload)[workload.layers.fused]).stream(SEQUENCES)
     frames, out = (torch.randn(SEQUENCES, size) for size in SIZES)
     arrived = [(row[None], result[None]) for row, result in zip(frames, out, strict=True)]
@@ -46,8 +47,8 @@ def stream_of(workload: Workload) -> tuple[Step, Callable[[], object]]:
     return step, lambda: stream(frames, out=out)
 
 
-def runtime_of(workload: Workload, sessions: int) -> tuple[Step, Callable[[], object]]:
-    """Returns functions that step one sequence in its onnxruntime session, and all of them."""
+def runtime_of(workload: Workload, sessions: int) -> Calls:
+    """Returns calls that step sequences, which share `sessions` sessions of onnxruntime."""
     problem = problem_of(workload)
     model = onnx_model(problem)
     shared = [new_session(model, threads=1) for _ in range(sessions)]
@@ -59,24 +60,18 @@ def runtime_of(workload: Workload, sessions: int) -> tuple[Step, Callable[[], ob
     return lambda i: runs[i](), lambda: [run() for run in runs]
 
 
-RIVALS = {
+METHODS: dict[str, Callable[[Workload], Calls]] = {
     STREAM: stream_of,
     SESSION: partial(runtime_of, sessions=1),
     SESSIONS: partial(runtime_of, sessions=SEQUENCES),
 }
 
 
-def seconds_of(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def measure(cell: str, seconds: float) -> dict[str, Any]:
-    """Returns the median and the 99th percentile of a step, and the memory, by rival."""
+    """Returns the median and the 99th percentile of a step, and the memory, by method."""
     workload = Workload(DENSE, FORWARD, 1, *SIZES, 1, cell)
     calls, found = {}, {}
-    for name, make in RIVALS.items():
+    for name, make in METHODS.items():
         before = resident_bytes()
         calls[name] = make(workload)
         calls[name][1]()
@@ -85,8 +80,8 @@ def measure(cell: str, seconds: float) -> dict[str, Any]:
     while time.monotonic() < until:
         order = draw.sample(range(SEQUENCES), SEQUENCES)
         for name, (one, all_of_them) in calls.items():
-            found[name]["one"] += [seconds_of(lambda i=i, one=one: one(i)) for i in order]
-            found[name]["all"].append(seconds_of(all_of_them))
+            found[name]["one"] += [timed(partial(one, i)) for i in order]
+            found[name]["all"].append(timed(all_of_them))
     for numbers in found.values():
         numbers["percentile"] = statistics.quantiles(numbers["one"], n=100)[-1]
         for key in ("one", "all"):

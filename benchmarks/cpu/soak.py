@@ -1,10 +1,9 @@
 """Calls layers from four Python threads for an hour: `python -m benchmarks.cpu.soak [--record]`.
 
 The threads create layers of random sizes, train them, prepare them, and step streams. Every call
-runs twice and must give the same bits. Meanwhile the program samples the memory of the process.
+is repeated and must give the same bits. Meanwhile the program samples the memory of the process.
 """
 
-import itertools
 import math
 import random
 import threading
@@ -41,7 +40,7 @@ LAYERS = (
     nf.FusedSLSTM,
 )
 INT8 = (nf.FusedRNN, nf.FusedGRU, nf.FusedLSTM)
-MIB = 2**20
+MEBI = 2**20
 
 
 def _train(layer: nn.Module, x: Tensor, draw: random.Random) -> Callable[[], Any]:
@@ -84,7 +83,7 @@ def soak(seed: int, until: float, counts: list[int], wrong: list[str]) -> None:
         seed: The number of this thread.
         until: When to end, as in `time.monotonic`.
         counts: The number of calls of each thread.
-        wrong: Gets a line for each call whose results differ between two runs, or which raises.
+        wrong: Gets a line for each call that gives other bits when repeated, or that raises.
     """
     draw = random.Random(seed)
     while time.monotonic() < until and not wrong:
@@ -115,11 +114,10 @@ def measure(seconds: float) -> dict[str, Any]:
     ]
     for thread in threads:
         thread.start()
-    for number in itertools.count(1):
-        wait = started + seconds * number / SAMPLES - time.monotonic()
-        if number > SAMPLES or wrong:
+    for number in range(1, SAMPLES + 1):
+        if wrong:
             break
-        time.sleep(max(0, wait))
+        time.sleep(max(0, started + seconds * number / SAMPLES - time.monotonic()))
         samples.append(
             {
                 "seconds": time.monotonic() - started,
@@ -138,9 +136,9 @@ def report(document: Document) -> str:
     lines = [["minutes", "calls", "resident memory (MiB)", "`memory_reserved()` (MiB)"]]
     for fraction in SHOWN:
         sample = samples[math.ceil(fraction * len(samples)) - 1]
-        sizes = (f"{sample[key] / MIB:.0f}" for key in ("resident", "reserved"))
+        sizes = (f"{sample[key] / MEBI:.0f}" for key in ("resident", "reserved"))
         lines.append([f"{sample['seconds'] / 60:.0f}", f"{sample['calls']:,}", *sizes])
-    most = max(sample["reserved"] for sample in samples) / MIB
+    most = max(sample["reserved"] for sample in samples) / MEBI
     return (
         f"{document['cpu']}, {CALLERS} Python threads, {document['threads']} thread(s) a call. "
         f"At most {most:.0f} MiB were reserved.\n\n{markdown(lines)}"
@@ -153,7 +151,7 @@ def draw(document: Document, folder: Path) -> list[Path]:
     figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
     minutes = [sample["seconds"] / 60 for sample in document["samples"]]
     for key, colour in zip(("resident", "reserved"), COLOURS, strict=False):
-        sizes = [sample[key] / MIB for sample in document["samples"]]
+        sizes = [sample[key] / MEBI for sample in document["samples"]]
         axes.plot(minutes, sizes, color=colour, label=key)
     axes.set(xlabel="minutes", ylabel="MiB", ylim=(0, None))
     axes.legend()

@@ -30,9 +30,9 @@ def test_a_soak_stops_at_a_call_that_raises_or_gives_other_bits(call, monkeypatc
 def test_sequences_step_one_at_a_time_or_together(cell, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(sessions, "SEQUENCES", 3)
-    monkeypatch.setitem(sessions.RIVALS, sessions.SESSIONS, lambda _: (Mock(), Mock()))
+    monkeypatch.setitem(sessions.METHODS, sessions.SESSIONS, lambda _: (Mock(), Mock()))
     row = sessions.measure(cell, 0.01)
     stream, together = row["by_name"][sessions.STREAM], row["by_name"][sessions.SESSIONS]["all"]
     assert stream["percentile"] >= stream["one"] > 0
     assert together > 0
-    assert sessions.report({"cpu": "", "rows": [row]}).count(cell) == len(sessions.RIVALS)
+    assert sessions.report({"cpu": "", "rows": [row]}).count(cell) == len(sessions.METHODS)
