@@ -7,12 +7,13 @@
 #endif
 
 #include <cstdlib>
+#include <stdexcept>
 #include <string>
 
 namespace namernn_fast {
 namespace {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(NAMERNN_FAST_WITHOUT_AVX512)
 // Replaces the AVX-512 kernels for 8-bit weights if this processor supports faster kernels. Adds
 // kernels that multiply pairs of bfloat16 if these are faster.
 void detect_pairs(const std::string& wanted, Kernels& kernels) {
@@ -65,9 +66,14 @@ Kernels detect_kernels() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   if (wanted != "default" && wanted != "avx2" && wanted != "avx_vnni" && avx512) {
+#if defined(NAMERNN_FAST_WITHOUT_AVX512)
+    throw std::runtime_error(
+        "this processor has AVX-512, but NAMERNN_FAST_ISA=avx2 left out these kernels");
+#else
     Kernels found = kernels_avx512;
     detect_pairs(wanted, found);
     return found;
+#endif
   }
   if (wanted != "default" && avx2) {
     Kernels found = kernels_avx2;

@@ -6,7 +6,7 @@
 namespace namernn_fast {
 
 // Returns the kernels for the best instruction set that this processor has and ATEN_CPU_CAPABILITY
-// allows.
+// allows. Throws std::runtime_error if the build left out these kernels.
 const Kernels& kernels();
 
 // Returns the size of a core's L2 cache in bytes, or 1 MiB if the system does not report the size.

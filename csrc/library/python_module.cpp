@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include <algorithm>
+#include <exception>
 #include <new>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "library/arguments/program.h"
 #include "library/inference/step.h"
+#include "processor.h"
 
 // DLPack has a stable ABI, but torch hides its header from extensions that use torch's stable ABI.
 #pragma push_macro("TORCH_TARGET_VERSION")
@@ -261,5 +263,11 @@ PyMODINIT_FUNC PyInit__C(void) {
                                nullptr,
                                nullptr,
                                nullptr};
+  try {
+    namernn_fast::kernels();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ImportError, error.what());
+    return nullptr;
+  }
   return PyModule_Create(&module);
 }

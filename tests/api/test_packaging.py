@@ -187,3 +187,40 @@ def test_failing_editable_build_keeps_the_extension(environment, stays, tree, tm
     built = run_hook("build_editable", tree, tmp_path / "wheel", check=False, **environment)
     assert (built.returncode != 0) == stays
     assert library.exists() == stays
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_build_up_to_avx2_works_or_names_the_missing_kernels(tree, quick_compiler, tmp_path):
+    environment = {**os.environ, "CXX": quick_compiler, "NAMERNN_FAST_ISA": "avx2"}
+    build = (sys.executable, "setup.py", "build", "--build-lib", tmp_path / "lib")
+    run(*build, cwd=tree, env=environment)
+    program = "from namernn_fast import ops; print(ops.cpu_kernel())"
+    for level in ("default", "avx2", "avx512"):
+        environment["ATEN_CPU_CAPABILITY"] = level
+        wanted = run(sys.executable, "-c", program, env=environment, cwd=ROOT).stdout
+        built = run(
+            *(sys.executable, "-c", program), env=environment, cwd=tmp_path / "lib", check=False
+        )
+        if wanted == "avx512\n":
+            assert "NAMERNN_FAST_ISA=avx2 left out these kernels" in built.stderr
+        else:
+            assert built.stdout == wanted
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_second_build_links_the_new_object_files(tree, tmp_path):
+    """setuptools links again only if it knows a file that is newer than the library."""
+    compiler = tmp_path / "c++"  # compiles a variable whose name is in the environment
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'case " $* " in *" -c "*) ;; *) exec c++ "$@" ;; esac\n'
+        'while [ "$1" != -o ]; do shift; done\n'
+        'echo "[[gnu::used]] static int $NAME;" | exec c++ -xc++ -fPIC -c - -o "$2"\n'
+    )
+    compiler.chmod(0o755)
+    build = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path / "lib")
+    for name in ("of_the_first_build", "of_the_second_build"):
+        run(*build, cwd=tree, env={**os.environ, "CXX": compiler, "NAME": name})
+        assert name.encode() in next(tmp_path.glob("lib/**/_C*.so")).read_bytes()

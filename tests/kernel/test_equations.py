@@ -213,3 +213,16 @@ def test_mutated_programs_are_rejected_or_match_aten_operators():
         step.check(text)
     print(f"{refused} of {MUTATIONS} programs are refused")
     assert MUTATIONS / 10 < refused < MUTATIONS * 9 / 10
+
+
+def test_names_have_at_most_64_letters():
+    text = next(iter(CELLS.values())).program
+    longest, too_long = (
+        re.sub(r"^name \w+", "name " + "a" * n, text, flags=re.M) for n in (64, 65)
+    )
+    step = Step(Program.parse(longest), seed=0)
+    step.check(longest)
+    with pytest.raises(RuntimeError, match="at most 64 letters"):
+        step.run(too_long)
+    with pytest.raises(ValueError, match="program"):
+        Program.parse(too_long)
