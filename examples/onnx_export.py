@@ -5,7 +5,7 @@
 The model reads token ids of sequences of different lengths. Its layer becomes one RNN node. The
 script prints the nodes. Then it runs batch sizes and lengths that were not used for the export, and
 prints the largest difference between onnxruntime and the model. It takes a few seconds. Install the
-required packages with `pip install ".[onnx]"`.
+required packages with `pip install "namernn_fast[onnx]"`.
 """
 
 import io

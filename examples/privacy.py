@@ -5,7 +5,7 @@
 The script computes per-sample gradients with `torch.func.vmap` over `torch.func.grad`, as Opacus
 does, and checks them against a loop over samples. After training it prints the accuracy and the
 spent privacy budget according to Opacus. It takes a few seconds. If you release a model, train it
-with Opacus' `secure_mode`. Install Opacus with `pip install ".[examples]"`.
+with Opacus' `secure_mode`. Install Opacus with `pip install "namernn_fast[examples]"`.
 """
 
 try:

@@ -7,7 +7,7 @@ policy needs a memory, which must be cleared when the next episode starts. A rol
 environments for a fixed number of steps, and `reset=` marks the steps where an episode starts. The
 script checks that one call for a rollout is as accurate as a loop over its steps with `nn.RNN`. It
 prints the speed-up of the call on this machine, and the mean reward of an episode before and after
-training. It takes a few seconds. Install gymnasium with `pip install ".[examples]"`.
+training. It takes a few seconds. Install gymnasium with `pip install "namernn_fast[examples]"`.
 """
 
 import copy

@@ -7,7 +7,7 @@ network once. The results go to another folder. On a cluster, Ray distributes th
 machines. The script writes a table of made-up names, scores it with two workers on this machine,
 and checks the languages against a single call. It prints the number of workers, the most frequent
 languages, and the rate. It takes less than a minute, mostly to start Ray and the workers. Install
-Ray with `pip install ".[examples]"`.
+Ray with `pip install "namernn_fast[examples]"`.
 """
 
 import argparse

@@ -99,7 +99,7 @@ namernn_fast.FusedRNNCell(3, 4)(x[0]), namernn_fast.FusedGRUCell(3, 4)(x[0])
     ran = run("-c", program, folder=tmp_path)
     assert not ran.returncode, ran.stderr
     first, *others = ran.stdout.splitlines()
-    assert first.endswith("in reference.py (not cpu: the C++ extension was not built)")
+    assert first.endswith("step by step (not cpu: the C++ extension was not built)")
     assert others == ["torch (not cpu: the C++ extension was not built)"] * 2
 
 

@@ -573,6 +573,16 @@ def note_of(entries: dict[str, tuple[str, str]]) -> str:
     return "; ".join(f"{', '.join(layers)}: {text}" for text, layers in names.items())
 
 
+def merged(verdicts: dict[str, str]) -> str:
+    """Returns the verdicts as text: one word, or the layers for which each word holds."""
+    layers: dict[str, list[str]] = {}
+    for name, verdict in verdicts.items():
+        layers.setdefault(verdict, []).append(name)
+    if len(layers) == 1:
+        return next(iter(layers))
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in layers.items())
+
+
 def table_row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -586,13 +596,13 @@ def kernels() -> str:
 
 def main() -> None:
     options = pages.parse(pages.parser(__doc__))
-    header = ("on a CPU", *LAYERS, "note")
+    header = ("on a CPU", "torch's layers", "fused layers", "note")
     lines = [f"{cpu_name()}; torch {torch.__version__}; fused layers on {kernels()}.", ""]
     lines += [table_row(*header), table_row(*["---"] * len(header))]
     for label in ROWS:
         entries = {name: entry(label, name) for name in LAYERS}
-        verdicts = [verdict for verdict, _ in entries.values()]
-        lines.append(table_row(label, *verdicts, note_of(entries)))
+        columns = (merged({name: entries[name][0] for name in names}) for names in (TORCH, FUSED))
+        lines.append(table_row(label, *columns, note_of(entries)))
         print(lines[-1], flush=True)
     folder, text = pages.folder_of(record=False), "\n".join(lines)
     pages.announce(pages.write_text(folder, "capabilities", text, options.record, CAPABILITIES))

@@ -35,7 +35,7 @@ from benchmarks.harness.columns import Column, Row, Rows, label
 from benchmarks.harness.paths import PERFORMANCE, REAL_MODELS, Section
 from benchmarks.harness.study import Document, Study, machine, statistics_of
 from namernn_fast.bench.race import TimeBudget, race
-from namernn_fast.bench.tables import markdown, ratio
+from namernn_fast.bench.tables import duration, markdown, ratio
 
 PACKAGES = (
     Package("Resemblyzer", "Apache", audio.resemblyzer),
@@ -70,10 +70,11 @@ class Models(Study):
                 print(message)
                 continue
             for case in package.cases():
+                print(f"{package.name}, {case.name}: checking and timing", flush=True)
                 with harness.gated(f"{package.name}, {case.name}", wrong):
                     about = {"package": f"{package.name} {version}", "licence": package.licence}
                     rows += [about | row for row in times(case, {1, options.threads}, budget)]
-                    print(package.name, case.name, rows[-1]["medians"], flush=True)
+                    print(f"  {line(rows[-1])}", flush=True)
         return rows
 
 
@@ -95,6 +96,13 @@ def times(case: Case, threads: set[int], budget: TimeBudget) -> Rows:
             found = statistics_of(race(calls, budget), TORCH)
             rows.append({**about, "threads": count, "share": share, **found})
     return rows
+
+
+def line(row: Row) -> str:
+    """Returns a row as text: the time with torch's layers, and the speed-ups over it."""
+    gains = (f"{name} {ratio(1 / paired)}" for name, paired in row["paired"].items())
+    time = duration(row["medians"][TORCH])
+    return ", ".join([f"{label('threads', row['threads'])}: {TORCH} {time}", *gains])
 
 
 def speed_up(name: str) -> Column:

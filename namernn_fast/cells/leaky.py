@@ -45,12 +45,17 @@ def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> St
     return step
 
 
-def logits_of(rate: Any, hidden_size: int) -> Tensor:
+LARGEST_LOGIT = 40.0
+"""A finite logit whose sigmoid is 1 in every dtype."""
+
+
+def logits_of(rate: Any, hidden_size: int, trained: bool) -> Tensor:
     """Returns the logits of the rates, (hidden_size), in float64.
 
     Args:
         rate: a number, or (hidden_size) numbers, above 0 and at most 1.
         hidden_size: the number of units.
+        trained: whether the rates are trained. They must then be below 1.
 
     Raises:
         ValueError: rate has another shape, or is out of range.
@@ -60,7 +65,12 @@ def logits_of(rate: Any, hidden_size: int) -> Tensor:
         raise ValueError(
             f"rate must be one or {hidden_size} numbers above 0 and at most 1, got {rate}"
         )
-    return given.logit().expand(hidden_size)
+    if trained and bool((given.float() == 1).any()):
+        raise ValueError(
+            f"rate must be below 1 with train_rate=True, because a rate of 1 gets no gradient: got "
+            f"{rate}"
+        )
+    return given.logit().clamp(max=LARGEST_LOGIT).expand(hidden_size)
 
 
 LEAKY = Cell(

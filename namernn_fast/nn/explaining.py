@@ -16,13 +16,14 @@ from ..machine.context import is_compiling
 from .base.layer import FusedLayer
 from .base.step_module import FusedCell
 from .base.token_layer import TokenLayer
-from .inference.prepared import Prepared, PreparedCell
+from .inference.prepared import Prepared, PreparedCell, PreparedLayer
 from .inference.stream import Stream
 from .replacing import PLAIN
 from .states import with_steps
-from .weights import why_not_int8
+from .weights import check_forward, why_not_int8
 
 Layer: TypeAlias = FusedLayer[Any]
+STEP_BY_STEP = "PyTorch's operators, step by step"
 TOKEN_ARGUMENTS = ("lengths", "reset", "reset_to")
 SHORTCUTS = ("table", "last state", "shared prefixes")
 
@@ -32,7 +33,7 @@ class Explanation(NamedTuple):
 
     path: str
     """`cpu` with an instruction set, `triton` with an architecture, `torch`, or `reference`, which
-    means the step-by-step PyTorch operators in reference.py."""
+    means PyTorch's operators, step by step."""
     why_not: dict[str, str]
     """The reason against each path that the call does not take, by path name. If torch's settings
     allow a lower precision, also the reason against `float32 products` or `bfloat16 products`."""
@@ -46,7 +47,7 @@ class Explanation(NamedTuple):
     def __str__(self) -> str:
         path = self.path
         if path == "reference":
-            path += ", the step-by-step PyTorch operators in reference.py"
+            path += f", {STEP_BY_STEP}"
         path = " with ".join([path, *([", ".join(self.shortcuts)] if self.shortcuts else [])])
         not_taken = {**self.why_not, **self.why_no_shortcut}
         reasons = "; ".join(f"not {name}: {reason}" for name, reason in not_taken.items())
@@ -78,7 +79,7 @@ def explain(
       layers use it only if torch's settings allow it.
     - `cpu amx_int8`, `cpu avx512_vnni`, `cpu avx_vnni`: the CPU kernel for 8-bit weights.
     - `triton sm_90`, for example: the fused GPU kernel.
-    - `reference`: PyTorch operators, step by step, in reference.py.
+    - `reference`: PyTorch's operators, step by step.
     - `torch`: torch's own operator. Step modules use it unless the fused kernel is faster. A GRU or
       an LSTM uses it for sequences on devices without a fused kernel.
 
@@ -106,11 +107,9 @@ def explain(
         {'cpu': 'the CPU kernel does not run on meta'}
     """
     if not isinstance(layer, FusedLayer | FusedCell | TokenLayer | Prepared | Stream):
-        raise TypeError(
-            "layer must be a fused or prepared layer, cell or token layer of this package, got "
-            f"{type(layer).__name__}"
-            + (": replace_rnn makes it one" if type(layer) in PLAIN.values() else "")
-        )
+        raise _wrong_type(layer)
+    if last_state and isinstance(layer, FusedLayer | TokenLayer | PreparedLayer):
+        check_forward(layer)
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
@@ -133,6 +132,15 @@ def explain(
         arguments.padding_idx = layer.embedding.padding_idx
     rnn = layer._recurrent
     return _of_layer(rnn, rnn._call(arguments, rnn._weights()), last_state, why_rows)
+
+
+def _wrong_type(layer: Any) -> TypeError:
+    """Returns the error of `explain` for a module that is not of this package."""
+    return TypeError(
+        "layer must be a fused or prepared layer, cell or token layer of this package, got "
+        f"{type(layer).__name__}"
+        + (": replace_rnn makes it one" if type(layer) in PLAIN.values() else "")
+    )
 
 
 def _refuse_all_but(layer: Any, arguments: Arguments, known: Sequence[str]) -> None:
@@ -260,8 +268,7 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
         if why_only_float is not None:
             dtype = torch.float32
         kernel, better = ops.cpu_kernel(dtype), "is faster than"
-    step_by_step = "the step-by-step PyTorch operators in reference.py"
-    why_not = {"reference": f"the fused kernel {better} {step_by_step}"}
+    why_not = {"reference": f"the fused kernel {better} {STEP_BY_STEP}"}
     bits = precision_bits(call.cell)
     if bits and not like.is_cuda and like.dtype == torch.float32 and not call.options & ops.INT8:
         products, reason = _products(call, call.options | bits, why_only_float)
@@ -320,7 +327,7 @@ def _why_output(layer: Layer | Prepared[Any], call: Call, rows: Tensor, path: st
     if isinstance(layer, Prepared):
         return None
     if path == "reference":
-        return "the PyTorch operators in reference.py compute every state"
+        return f"{STEP_BY_STEP}, compute every state"
     if path == "torch":
         return "torch's own operator returns every state"
     if call.dropout:

@@ -16,7 +16,33 @@ from .base.token_layer import TokenLayer
 from .weights import arguments_of
 
 
-class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
+class _HasRates(torch.nn.Module):
+    """What `FusedLeakyRNN` and `FusedLeakyRNNCell` share."""
+
+    @property
+    def rates(self) -> Tensor:
+        """The rates a, the sigmoids of the logits that the module holds.
+
+        (num_layers * num_directions, hidden_size) of a layer, in the order of h_n; (hidden_size) of
+        a step module. They get gradients if the rates are trained.
+        """
+        names: Sequence[str] = self._weight_names()  # type: ignore[operator]
+        logits = [getattr(self, name) for name in names if name.startswith("rate")]
+        is_layer = hasattr(self, "num_layers")
+        return (torch.stack(logits) if is_layer else logits[0]).sigmoid()
+
+    def extra_repr(self) -> str:
+        """Returns the sizes, the options, and the smallest and largest rate, for `repr`."""
+        text = super().extra_repr()
+        rates = self.rates.detach()
+        if rates.is_meta or not rates.numel():
+            return text
+        smallest, largest = f"{rates.min():.3g}", f"{rates.max():.3g}"
+        shown = smallest if smallest == largest else f"{smallest} to {largest}"
+        return f"{text}, rate={shown}"
+
+
+class FusedLeakyRNN(_HasRates, CustomLayer[tuple[Tensor, Tensor]]):
     """A leaky RNN, as trained in computational neuroscience. On a CPU, runs in one operator.
 
     Each step computes::
@@ -27,7 +53,7 @@ class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
     The output is r. `hx` and the returned states are the pair of r and v. Both are zeros by
     default, even if act(0) is not 0. Calls, other parameters and their initialisation are as in
     `FusedLSTM`. The parameters `rate_l0` and so on, (hidden_size), hold the logits of a, so that a
-    stays between 0 and 1 in training.
+    stays between 0 and 1 in training; `rates` is a.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout: as in `FusedRNN`.
@@ -36,7 +62,7 @@ class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
         dtype: the dtype of the parameters.
         rate: the initial a, above 0 and at most 1, as one number or (hidden_size) numbers. a is the
             duration of a step divided by the time constant of the neurons.
-        train_rate: whether the rates require gradients.
+        train_rate: whether the rates require gradients. The initial a must then be below 1.
 
     Example:
         >>> layer = FusedLeakyRNN(8, 16, rate=0.2)
@@ -69,7 +95,7 @@ class FusedLeakyRNN(CustomLayer[tuple[Tensor, Tensor]]):
         super().__init__(**arguments_of(locals()))
 
 
-class FusedLeakyRNNCell(CustomStepModule[tuple[Tensor, Tensor]]):
+class FusedLeakyRNNCell(_HasRates, CustomStepModule[tuple[Tensor, Tensor]]):
     """One step of a `FusedLeakyRNN`, run by the fused operator or, without a kernel, by PyTorch.
 
     Args:

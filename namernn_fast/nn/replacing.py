@@ -242,8 +242,9 @@ def prepare_rnn(
         min_hidden: with torch.int8, the smallest hidden_size of a layer that gets 8-bit weights.
             Smaller layers keep their dtype. So do layers that are not in float32, have a proj_size
             or run without a kernel. If None, the smallest size is 128 with AMX or AVX-512 VNNI, and
-            256 with AVX-VNNI; other processors use no 8-bit weights. If None, token layers with one
-            direction also keep their dtype, because layers with 8-bit weights share no prefixes.
+            256 with AVX-VNNI or AVX2; other processors use no 8-bit weights. If None, token layers
+            with one direction also keep their dtype, because layers with 8-bit weights share no
+            prefixes.
 
     Returns:
         `model`, for chaining; a new module if `model` itself is a module to replace.
@@ -253,6 +254,8 @@ def prepare_rnn(
         ValueError: dtype is neither None nor torch.int8, or min_hidden is invalid.
         RuntimeError: a module has hooks, which the prepared module would not run. The model is then
             unchanged.
+
+    Warns if nothing was replaced, or if torch.int8 was asked for and no layer got 8-bit weights.
     """
     _check_module(model)
     int8.check_prepared_dtype(dtype)
@@ -264,18 +267,15 @@ def prepare_rnn(
         )
 
     sources: list[tuple[Prepared[Any], str, Tensor]] = []
+    why_not_rounded: list[str | None] = []
 
     def prepared(name: str, module: torch.nn.Module) -> Any:
         if not _is_preparable(name, module):
             return None
         fused = _fused(module)
-        weight = next(module.parameters())
-        rounds = (
-            dtype is not None
-            and availability.why_not_cpu_kernel(weight) is None
-            and why_not_int8(fused, min_hidden) is None
-        )
-        other = fused.prepare(dtype if rounds else None)
+        why_not = None if dtype is None else _why_not_rounded(fused, min_hidden)
+        why_not_rounded.append(why_not)
+        other = fused.prepare(None if why_not else dtype)
         names = fused._names_in_state_dict()
         sources.extend((other, *each) for each in zip(names, fused._weights(), strict=True))
         return other
@@ -288,7 +288,23 @@ def prepare_rnn(
             "layers, or only subclasses",
             stacklevel=2,
         )
+    elif why_not_rounded and all(why_not_rounded):
+        warnings.warn(
+            f"prepare_rnn gave no layer 8-bit weights: {why_not_rounded[0]}",
+            stacklevel=2,
+        )
     return model
+
+
+def _why_not_rounded(fused: Any, min_hidden: int | None) -> str | None:
+    """Returns why `prepare_rnn` gives a fused module no 8-bit weights, or None if it does."""
+    why_not_kernel = availability.why_not_cpu_kernel(next(fused.parameters()))
+    if why_not_kernel is not None:
+        return why_not_kernel
+    why_not = why_not_int8(fused, min_hidden)
+    if why_not is not None and why_not_int8(fused, min_hidden=0) is None:
+        why_not += " (min_hidden=0 asks for them regardless)"
+    return why_not
 
 
 def is_replaceable(module: torch.nn.Module) -> bool:

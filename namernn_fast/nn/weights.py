@@ -61,13 +61,13 @@ def make_parameters(
     for name, (parameter, shape) in zip(module._weight_names(), shapes, strict=True):
         values, trainable = torch.empty(shape, device=device, dtype=dtype), True
         if parameter.init is not None:
-            initial = parameter.init(own[parameter.name], module.hidden_size)
+            trainable = own[f"train_{parameter.name}"]
+            initial = parameter.init(own[parameter.name], module.hidden_size, trainable)
             if initial.shape not in ((), shape[-1:], shape):
                 wanted = f"a number or have shape {tuple(shape)}"
                 got = f"got shape {tuple(initial.shape)}"
                 raise ValueError(f"{parameter.name} must be {wanted}, {got}")
             values.copy_(initial)
-            trainable = own[f"train_{parameter.name}"]
         module.register_parameter(name, torch.nn.Parameter(values, trainable))
     module.reset_parameters()
 
@@ -78,6 +78,12 @@ def checked_heads(module: Any) -> int:
     if type(heads) is not int or heads < 1 or hidden_size % heads:
         raise ValueError(f"heads must be a divisor of hidden_size ({hidden_size}), got {heads!r}")
     return heads
+
+
+def options_shown(module: Any, **defaults: Any) -> str:
+    """Returns options of a module for its `extra_repr`, except those with their default value."""
+    options = {name: getattr(module, name, default) for name, default in defaults.items()}
+    return "".join(f", {name}={v}" for name, v in options.items() if v != defaults[name])
 
 
 def draw_parameters(module: Any) -> None:
@@ -101,6 +107,16 @@ def what_else_runs(module: torch.nn.Module) -> str | None:
     ):
         return "hooks"
     return "global hooks" if _has_any_global_hook() else None
+
+
+def check_forward(module: Any) -> None:
+    """Raises RuntimeError if a subclass replaced the `forward` that `last_state` computes."""
+    cls = type(module)
+    if cls.forward is not cls._known_forward:
+        raise RuntimeError(
+            f"last_state would not run the forward of {cls.__name__}: call the module and "
+            "use its last states, or override last_state"
+        )
 
 
 def why_not_preparable(module: torch.nn.Module) -> str | None:

@@ -197,6 +197,27 @@ def test_rates_must_be_above_0_and_at_most_1(path):
     module, vanilla = FusedLeakyRNN(D, H, rate=1), namernn_fast.FusedRNN(D, H)
     vanilla.load_state_dict({k: v for k, v in module.state_dict().items() if k != "rate_l0"})
     torch.testing.assert_close(module(torch.ones(T, B, D))[0], vanilla(torch.ones(T, B, D))[0])
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    assert torch.equal(module.double().rates, torch.ones(1, H, dtype=torch.float64))
+    for cls in (FusedLeakyRNN, FusedLeakyRNNCell):
+        for rate in (1, 1 - 1e-9, [0.5, 0.5, 0.5, 0.5, 1.0]):
+            with pytest.raises(ValueError, match="rate must be below 1 with train_rate=True"):
+                cls(D, H, rate=rate, train_rate=True)
+
+
+def test_rates_can_be_read_and_are_in_the_repr():
+    layer = FusedLeakyRNN(D, H, 2, "relu", bidirectional=True, rate=0.2, train_rate=True)
+    torch.testing.assert_close(layer.rates, torch.full((4, H), 0.2))
+    layer.rates.sum().backward()
+    assert layer.rate_l1_reverse.grad.all()
+    assert repr(layer) == (
+        f"FusedLeakyRNN({D}, {H}, num_layers=2, bidirectional=True, nonlinearity=relu, rate=0.2)"
+    )
+    rates = [0.1, 0.2, 0.3, 0.4, 0.5]
+    cell = FusedLeakyRNNCell(D, H, rate=rates)
+    torch.testing.assert_close(cell.rates, torch.tensor(rates))
+    assert repr(cell) == f"FusedLeakyRNNCell({D}, {H}, rate=0.1 to 0.5)"
+    assert "rate" not in repr(FusedLeakyRNN(D, H, device="meta"))
 
 
 @pytest.mark.parametrize("trains", [False, True])

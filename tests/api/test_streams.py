@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from kinds import (
@@ -240,7 +241,6 @@ def test_an_invalid_call_leaves_the_states_unchanged(kind, way, case):
 
 
 BAD_ROWS = {
-    "a mask": torch.tensor([True, False, True, False]),
     "in float": torch.tensor([0.0, 1.0]),
     "a matrix": torch.tensor([[0], [1]]),
     "a number": torch.tensor(1),
@@ -251,6 +251,30 @@ BAD_ROWS = {
 for_backends = pytest.mark.parametrize(
     "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 )
+
+
+MASKS = {
+    "tensor": torch.tensor([True, False, True, False]),
+    "array": np.array([True, False, True, False]),
+    "list": [True, False, True, False],
+    "nothing": torch.zeros(4, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_reset_accepts_a_mask(kind, way, case):
+    _, stream = make(kind, 5, 20, 2)
+    draw_states(kind, stream)
+    other, compiled, mask = stream.fork(), stream.fork(), MASKS[case]
+    stream.reset(mask)
+    other.reset([k for k, is_reset in enumerate(mask) if is_reset])
+    assert all(map(torch.equal, tensors_in(stream.states), tensors_in(other.states)))
+    with pytest.raises(RuntimeError, match=r"a mask of shape \(4,\), got a mask of shape \(3,\)"):
+        stream.reset(mask[:3])
+    if case == "tensor":
+        torch._dynamo.reset()
+        torch.compile(compiled.reset, fullgraph=True, backend="aot_eager")(mask)
+        assert all(map(torch.equal, tensors_in(compiled.states), tensors_in(other.states)))
 
 
 @for_backends

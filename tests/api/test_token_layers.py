@@ -127,6 +127,29 @@ def test_a_replaced_forward_of_the_layer_gets_embedded_rows(kind):
     assert torch.equal(ours(IDS)[0], ours.embedding(IDS))
 
 
+def test_last_state_refuses_a_subclass_with_another_forward(kind):
+    """`last_state` would not run that `forward`, unless the subclass has its own `last_state`."""
+    ours = model(kind)
+
+    def subclass(module, **methods):
+        module.__class__ = type("Mine", (type(module),), methods)
+
+    def forward(self, *arguments, **keywords):
+        return super(type(self), self).forward(*arguments, **keywords)
+
+    rows, message = ours.embedding(IDS), "last_state would not run the forward of Mine"
+    subclass(ours.rnn)
+    ours.rnn.last_state(rows)
+    for module, of_call in ((ours, IDS), (ours.rnn, rows)):
+        subclass(module, forward=forward)
+        with pytest.raises(RuntimeError, match=message):
+            module.last_state(of_call)
+        with pytest.raises(RuntimeError, match=message):
+            explain(module, of_call, last_state=True)
+        subclass(module, last_state=lambda self, *arguments: "mine")
+        assert module.last_state(of_call) == "mine"
+
+
 def test_last_state_passes_only_given_arguments_to_a_replaced_forward(kind):
     """A `forward` that replaces the original may not have newer arguments such as `reset_to`."""
     ours = model(kind)
@@ -372,7 +395,7 @@ def test_explain_names_missing_shortcuts_without_a_kernel(kind, monkeypatch):
     assert explained.path == kind.without_kernel
     missing = {"shared prefixes": "the C++ extension was not built"}
     if kind.without_kernel == "reference":
-        missing["last state"] = "the PyTorch operators in reference.py compute every state"
+        missing["last state"] = "PyTorch's operators, step by step, compute every state"
         assert explained.shortcuts == ("table",)
     else:
         missing["last state"] = "torch's own operator returns every state"

@@ -3,6 +3,7 @@
 import argparse
 import io
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -65,6 +66,9 @@ def test_a_case_times_every_kind_of_layer_and_keeps_the_model_unchanged():
         assert 0 < row["share"] < 1
     assert rows[0]["changed"]["of"] == 6
     assert {rows[0]["changed"][name] for name in (FUSED, PREPARED, STREAM)} == {0}
+    assert re.match(
+        r"2 thread\(s\): torch [\d.]+ [µm]s, fused [\d.]+×, prepared ", program.line(rows[1])
+    )
 
 
 def test_wrong_scores_raise_an_error():

@@ -51,8 +51,8 @@ def activation(equation, dtype):
     "sigmoid" (of a GRU's gates), or an equation of a leaky cell.
     """
     if equation.startswith("leaky"):
-        options = layer_of(equation)[1]
-        module = FUSED["leaky"](1, 1, bias=False, rate=1, dtype=dtype, **options)
+        options = layer_of(equation)[1] | {"rate": 1, "train_rate": False}
+        module = FUSED["leaky"](1, 1, bias=False, dtype=dtype, **options)
         torch.nn.init.ones_(module.weight_ih_l0)
     elif equation in ("tanh", "relu"):
         module = FusedRNN(1, 1, nonlinearity=equation, bias=False, dtype=dtype)

@@ -351,6 +351,13 @@ def test_output_options_take_effect(run):
     assert run("-", "--format", "csv", "--top", 1) == (head, "")
 
 
+def test_names_from_a_pipe_need_no_dash(run, fails, monkeypatch):
+    assert run("--top", 1, stdin=b"Kim\n") == run("-", "--top", 1, stdin=b"Kim\n")
+    terminal = type("Terminal", (io.TextIOWrapper,), {"isatty": lambda self: True})
+    monkeypatch.setattr(io, "TextIOWrapper", terminal)
+    assert "pass some, --input FILE, or - for standard input" in fails("--top", 1)
+
+
 PEOPLE = b"id,surname,town\n1,Nguyen,Hanoi\n2,Kim,Seoul\n"
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.harness.paths import CAPABILITIES
-from tools.capabilities import FUSED, LAYERS, NO, ROWS, STEPS, YES, attempt, note_of
+from tools.capabilities import FUSED, NO, ROWS, STEPS, TORCH, YES, attempt, merged, note_of
 
 
 def published():
@@ -12,8 +12,18 @@ def published():
     section = text.partition("<!-- capabilities: begin -->")[2]
     section = section.partition("<!-- capabilities: end -->")[0]
     rows = [line[2:-2].split(" | ") for line in section.splitlines() if "|" in line][2:]
-    verdicts = {label: dict(zip(LAYERS, cells, strict=True)) for label, *cells, _ in rows}
+    verdicts = {
+        label: parsed(of_torch, TORCH) | parsed(ours, FUSED) for label, of_torch, ours, _ in rows
+    }
     return verdicts, {label: note for label, *_, note in rows}
+
+
+def parsed(cell, names):
+    """Returns {layer class: verdict} from the text that `merged` returned for these classes."""
+    if ": " not in cell:
+        return dict.fromkeys(names, cell)
+    parts = [part.split(": ") for part in cell.split("; ")]
+    return {name: verdict for verdict, layers in parts for name in layers.split(", ")}
 
 
 def test_the_page_has_every_row_and_a_reason_for_every_no():
@@ -40,6 +50,12 @@ def test_the_page_has_every_row_and_a_reason_for_every_no():
 )
 def test_notes_name_their_layers_if_a_row_has_several_notes(entries, note):
     assert note_of(entries) == note
+
+
+@pytest.mark.parametrize("verdicts", [(YES, YES, YES), (NO, YES, NO), (STEPS, NO, YES)])
+def test_verdicts_survive_being_merged(verdicts):
+    of_layers = dict(zip(TORCH, verdicts, strict=True))
+    assert parsed(merged(of_layers), TORCH) == of_layers
 
 
 @pytest.mark.slow

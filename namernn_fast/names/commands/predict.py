@@ -39,9 +39,13 @@ def add_parser(commands: Any) -> None:
     """Adds the command `predict` to the command line."""
     parser = add_command(commands, "predict", run, "predict the languages of names")
     parser.epilog = _EPILOG
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "names", nargs="*", default=[], metavar="NAME", help="a name, or - for standard input"
+        "names",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="a name, or - for standard input, which is the default unless it is a terminal",
     )
     source.add_argument(
         "--input", type=path, metavar="FILE", help="a file of names, or - for standard input"
@@ -95,6 +99,10 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts the languages of the names, and writes the answers."""
+    if not arguments.names and arguments.input is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise InputError("there are no names: pass some, --input FILE, or - for standard input")
+        arguments.names = ["-"]
     if arguments.names == ["-"]:
         arguments.input = Path("-")
     output = _output(arguments)

@@ -25,6 +25,7 @@ from ..weights import (
     current_weights,
     draw_parameters,
     make_parameters,
+    options_shown,
 )
 
 
@@ -116,6 +117,8 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
         if unusual and must_serve(arguments, weights, self._cell):
             return self._as_torch(arguments)
         return run(arguments, self._call(arguments, weights))
+
+    _known_forward = forward
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
@@ -266,6 +269,10 @@ class CustomLayer(FusedLayer[States]):
 
     def _nonlinearity(self) -> str:
         return self.nonlinearity
+
+    def extra_repr(self) -> str:
+        """Returns the sizes and the options without their default values, for `repr`."""
+        return super().extra_repr() + options_shown(self, nonlinearity="tanh", heads=1)
 
     def reset_parameters(self) -> None:
         """Draws new values for all parameters that are not arguments of the constructor."""

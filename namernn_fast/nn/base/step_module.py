@@ -32,7 +32,13 @@ from ..inference.direct import (
 )
 from ..inference.prepared import PreparedCell
 from ..states import States, map_states, states_in, with_steps, without_layers
-from ..weights import Preparable, current_weights, draw_parameters, make_parameters
+from ..weights import (
+    Preparable,
+    current_weights,
+    draw_parameters,
+    make_parameters,
+    options_shown,
+)
 
 
 class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
@@ -337,6 +343,10 @@ class CustomStepModule(FusedCell[States]):
             self.register_parameter(parameter.name, None)
         make_parameters(self, ops.BIAS if bias else 0, own, device, dtype)
         self._options(self._weights())  # rejects an unknown nonlinearity
+
+    def extra_repr(self) -> str:
+        """Returns the sizes and the options without their default values, for `repr`."""
+        return super().extra_repr() + options_shown(self, heads=1)
 
     def reset_parameters(self) -> None:
         """Draws new values for all parameters that are not arguments of the constructor."""

@@ -14,7 +14,14 @@ from ...cells import Cell
 from ...integrations.nn_rnn import exact_class, is_exact, plain_twin
 from ..inference.prepared import PreparedLayer
 from ..states import States
-from ..weights import Preparable, arguments_of, what_else_runs, why_not_preparable, with_weights
+from ..weights import (
+    Preparable,
+    arguments_of,
+    check_forward,
+    what_else_runs,
+    why_not_preparable,
+    with_weights,
+)
 from .layer import FusedLayer
 
 
@@ -98,6 +105,8 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         more = given(lengths=lengths, reset=reset, reset_to=reset_to, **inputs)
         return self._call_separately(ids, hx, **more)
 
+    _known_forward = forward
+
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
@@ -122,8 +131,10 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
                 None shares prefixes if this is expected to be faster.
 
         Raises:
-            TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`.
+            TypeError, ValueError, RuntimeError, IndexError: as in `namernn_fast.last_state`, or
+                the class of the model has another `forward`.
         """
+        check_forward(self)
         more = given(lengths=lengths, reset=reset, reset_to=reset_to, **inputs)
         what_else = what_else_runs(self)
         why_not = self.why_not_fused() if what_else is None else f"the model has {what_else}"

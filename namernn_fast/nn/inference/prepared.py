@@ -257,6 +257,8 @@ class PreparedLayer(Prepared[States], HasLastState[States]):
         self._add_embedding(arguments)
         return run(arguments, self._call(arguments))
 
+    _known_forward = forward
+
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
@@ -320,7 +322,7 @@ def _description(layer: Any) -> list[Any]:
     """Returns the properties of a layer that `refresh` requires to be unchanged."""
     rnn, weights = layer._recurrent, layer._weights()
     like = [(weight.shape, weight.dtype, weight.device) for weight in weights]
-    described = exact_class(layer), rnn.extra_repr(), rnn._cell.program
+    described = exact_class(layer), rnn._cell.program
     return [*described, _options_of(rnn, rnn._weights()), *like]
 
 

@@ -178,15 +178,27 @@ class Stream:
             beside.append(more.to(frame))
         return beside
 
-    def reset(self, rows: Rows | None = None) -> None:
+    def reset(self, rows: Rows | Sequence[bool] | None = None) -> None:
         """Zeroes the states of the given sequences, or of all sequences.
 
         Args:
-            rows: as in a call.
+            rows: as in a call, or a bool mask (batch) that is True for the sequences to reset.
 
         Raises:
-            RuntimeError, TypeError: as in a call.
+            RuntimeError, TypeError: as in a call, or the mask has another shape.
         """
+        mask = None if rows is None else _as_mask(rows)
+        if mask is not None:
+            if mask.shape != (self._batch,):
+                wanted, got = f"({self._batch},)", tuple(mask.shape)
+                raise RuntimeError(
+                    f"rows must be integers or a mask of shape {wanted}, got a mask of shape {got}"
+                )
+            if not forks.is_forked():
+                for state in self._states:
+                    state.masked_fill_(mask.to(state.device)[:, None], 0)
+                return
+            rows = [row for row, is_reset in enumerate(mask.tolist()) if is_reset]
         places = None if rows is None else self._places(rows)
         for state in self._states:
             if places is None:
@@ -223,6 +235,9 @@ class Stream:
         other._update(self._states)
         other._options = self._options
         return other
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._prepared!r}, batch={self._batch})"
 
     def _update(self, states: list[Tensor]) -> None:
         """Copies `states` into the states of this stream."""
@@ -353,6 +368,15 @@ def _stream(prepared: Any, batch: int, states: Temporary) -> Stream:
     stream = Stream(prepared, batch)
     stream.states = states.value
     return stream
+
+
+def _as_mask(rows: Any) -> Tensor | None:
+    """Returns `rows` as a tensor if it is a bool mask, else None."""
+    if isinstance(rows, list | tuple):
+        is_mask = bool(rows) and all(isinstance(row, bool) for row in rows)
+    else:
+        is_mask = str(getattr(rows, "dtype", "")).endswith("bool")  # of PyTorch or NumPy
+    return torch.as_tensor(rows) if is_mask else None
 
 
 def _refuse(why: str) -> NoReturn:
