@@ -37,7 +37,7 @@ nitpick_ignore_regex = [
     ("py:obj", "(?s).*"),
     (
         "py:.*",
-        r"(torch|nn|collections|numpy|np|os|pathlib|namernn_fast\.(gpu|call|nn))\..*",
+        r"(torch|nn|collections|contextlib|numpy|np|os|pathlib|namernn_fast\.(gpu|call|nn|cells))\..*",
     ),
     ("py:class", "Tensor|PackedSequence|_Options"),
 ]

@@ -21,16 +21,29 @@ def ratio(value: float) -> str:
 
 
 def markdown(rows: Iterable[list[str]]) -> str:
-    """Returns a Markdown table, padded so that it is readable in a terminal too."""
+    """Returns a Markdown table, padded so that it is readable in a terminal too.
+
+    Numbers are aligned on the right, and text on the left.
+    """
     rows = list(rows)
+    columns = [*zip(*rows, strict=True)]
     # Each column is at least 2 wide, because the divider of a right-aligned column is "-:".
-    widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
-    divider = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    widths = [max(2, *map(len, column)) for column in columns]
+    are_numbers = [False, *(all(map(_is_number, column[1:])) for column in columns[1:])]
+    divider = [
+        "-" * (width - is_number) + ":" * is_number
+        for width, is_number in zip(widths, are_numbers, strict=True)
+    ]
     lines = []
     for row in (rows[0], divider, *rows[1:]):
-        first, *rest = (
-            entry.ljust(width) if place == 0 else entry.rjust(width)
-            for place, (entry, width) in enumerate(zip(row, widths, strict=True))
+        entries = (
+            entry.rjust(width) if is_number else entry.ljust(width)
+            for entry, width, is_number in zip(row, widths, are_numbers, strict=True)
         )
-        lines.append("| " + " | ".join((first, *rest)) + " |")
+        lines.append("| " + " | ".join(entries) + " |")
     return "\n".join(lines)
+
+
+def _is_number(entry: str) -> bool:
+    """Returns whether an entry is empty, a dash, or starts with a number."""
+    return not entry.strip("*-−–—+ ") or entry.lstrip("*-−+~( ")[:1].isdigit()
