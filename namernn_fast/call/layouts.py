@@ -145,10 +145,12 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
             raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
         return (hx,)
     number = len(cell.states)
-    states = [hx[i] for i in range(number)]  # fails like nn.LSTM if hx has fewer states
-    if not isinstance(hx, tuple | list):
+    is_group = isinstance(hx, tuple | list)
+    if cell.torch is not None or (is_group and len(hx) >= number):
+        states = [hx[i] for i in range(number)]  # fails like nn.LSTM if hx has fewer states
+    if not is_group:
         raise TypeError(f"hx must be {_GROUPS[number]} or None, got {type(hx).__name__}")
-    if len(hx) > number:
+    if len(hx) != number:
         raise RuntimeError(f"{cell.name} expects {'two' if number == 2 else number} hidden states")
     for described, state in zip(cell.states, states, strict=True):
         if not isinstance(state, Tensor):
@@ -198,6 +200,8 @@ def _restart_states_of(reset_to: Any, call: Call, rows: Sequence[int]) -> list[T
 def _refuse_dimensions_of_states(call: Call, input_dim: int, wanted: int) -> NoReturn:
     """Raises the error for states of a padded input that do not have `wanted` dimensions."""
     names = " and ".join(f"{state.name}x" for state in call.cell.states)
+    if call.cell.torch is None and len(call.states) > 1:
+        names = "the states in hx"
     got = ", ".join(f"{state.dim()}-D" for state in call.states)
     raise RuntimeError(
         f"For {'batched' if wanted == 3 else 'unbatched'} {input_dim}-D input, "

@@ -61,10 +61,13 @@ def logits_of(rate: Any, hidden_size: int, trained: bool) -> Tensor:
         ValueError: rate has another shape, or is out of range.
     """
     given = torch.as_tensor(rate, dtype=torch.float64, device="cpu")
-    if given.shape not in ((), (hidden_size,)) or not bool(((given > 0) & (given <= 1)).all()):
+    if given.shape not in ((), (hidden_size,)):
         raise ValueError(
-            f"rate must be one or {hidden_size} numbers above 0 and at most 1, got {rate}"
+            f"rate must be one number or {hidden_size} numbers, one per unit, got shape "
+            f"{tuple(given.shape)}"
         )
+    if (wrong := given[~((given > 0) & (given <= 1))]).numel():
+        raise ValueError(f"rate must be above 0 and at most 1, got {wrong[0]:g}")
     if trained and bool((given.float() == 1).any()):
         raise ValueError(
             f"rate must be below 1 with train_rate=True, because a rate of 1 gets no gradient: got "

@@ -27,11 +27,24 @@ def map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
 
 
 def with_steps(arguments: Arguments) -> Arguments:
-    """Converts the arguments of a step module to arguments of a layer with one time step."""
+    """Converts the arguments of a step module to arguments of a layer with one time step.
+
+    Raises:
+        RuntimeError: a state or another input has more or fewer dimensions than input.
+    """
+    input = arguments.input
+
+    def with_step(value: Tensor, name: str = "hx") -> Tensor:
+        if isinstance(value, Tensor) and value.dim() != input.dim():
+            raise RuntimeError(
+                f"{name} must have {input.dim()} dimensions, as input has, got {value.dim()}"
+            )
+        return value.unsqueeze(0)
+
     return Arguments(
-        arguments.input.unsqueeze(0),
-        map_states(arguments.hx, lambda state: state.unsqueeze(0)),
-        inputs={name: value.unsqueeze(0) for name, value in given(**arguments.inputs).items()},
+        input.unsqueeze(0),
+        map_states(arguments.hx, with_step),
+        inputs={name: with_step(value, name) for name, value in given(**arguments.inputs).items()},
     )
 
 

@@ -89,7 +89,7 @@ def test_noise_works_in_step_modules_prepared_layers_and_streams(path):
         torch.testing.assert_close(stream(x, noise=noise), wanted[0], **EXACT)
         some = stream(x[0, :2], rows=[2, 0], noise=noise[0, :2], out=torch.empty_like(rows[0][:2]))
         assert some.shape == (2, H)
-    with pytest.raises(RuntimeError, match=r"noise must have shape \(4, 5\), got torch.Size"):
+    with pytest.raises(RuntimeError, match=r"noise must have shape \(4, 5\), got \("):
         stream(x[0], noise=noise[0, :, 1:])
     with pytest.raises(ValueError, match="noise needs a leaky layer that reads features"):
         FusedGRU(D, H).prepare().stream(B)(torch.zeros(B, D), noise=torch.zeros(B, H))
@@ -190,9 +190,15 @@ def test_rates_must_be_above_0_and_at_most_1(path):
             before = [p.detach().clone() for p in found]
             module.reset_parameters()
             assert all(map(torch.equal, before, found))
-    for rate in (0.0, -1.0, 1.5, float("nan"), [0.5] * (H + 1)):
-        with pytest.raises(ValueError, match="rate must be one or 5 numbers above 0 and at most 1"):
+    for rate in (0.0, -1.0, 1.5, float("nan"), [0.5, 0.5, 0.5, 0.5, 0.0]):
+        with pytest.raises(
+            ValueError, match=r"rate must be above 0 and at most 1, got (0|-1|1.5|nan)$"
+        ):
             FusedLeakyRNN(D, H, rate=rate)
+    with pytest.raises(
+        ValueError, match=r"one number or 5 numbers, one per unit, got shape \(6,\)"
+    ):
+        FusedLeakyRNN(D, H, rate=[0.5] * (H + 1))
     # With a rate of 1, the layer is a vanilla RNN.
     module, vanilla = FusedLeakyRNN(D, H, rate=1), namernn_fast.FusedRNN(D, H)
     vanilla.load_state_dict({k: v for k, v in module.state_dict().items() if k != "rate_l0"})
@@ -289,6 +295,25 @@ def test_leaky_modules_can_be_explained_prepared_and_restored():
     prepare_rnn(model)
     assert [type(module).__name__ for module in model] == ["PreparedLayer", "PreparedCell"]
     assert type(restore_rnn(model)[0]) is FusedLeakyRNN
+
+
+def test_wrong_states_and_noise_are_named():
+    layer, cell = FusedLeakyRNN(D, H), FusedLeakyRNNCell(D, H)
+    x, state = torch.zeros(T, B, D), torch.zeros(1, B, H)
+    with pytest.raises(TypeError, match="hx must be a pair of tensors or None, got Tensor"):
+        layer(x, state)
+    with pytest.raises(RuntimeError, match="leaky expects two hidden states"):
+        layer(x, (state,))
+    with pytest.raises(
+        RuntimeError, match=r"the states in hx should also be 3-D but got \(2-D, 2-D"
+    ):
+        layer(x, (state[0], state[0]))
+    with pytest.raises(TypeError, match="hx must be a pair of tensors or None, got Tensor"):
+        cell(x[0], state[0])
+    with pytest.raises(RuntimeError, match="hx must have 2 dimensions, as input has, got 3"):
+        cell(x[0], (state, state))
+    with pytest.raises(RuntimeError, match="noise must have 2 dimensions, as input has, got 1"):
+        cell(x[0], noise=state[0, 0])
 
 
 def test_copies_keep_rates_and_nonlinearity():

@@ -173,7 +173,7 @@ class Stream:
             shape = (*frame.shape[:-1], len(self._states[0]) * size)
             is_tensor = isinstance(more, Tensor)
             if not is_tensor or more.shape not in (shape, (*shape[:-1], size)):
-                got = getattr(more, "shape", type(more).__name__)
+                got = tuple(more.shape) if is_tensor else type(more).__name__
                 raise RuntimeError(f"{name} must have shape {shape}, got {got}")
             beside.append(more.to(frame))
         return beside
