@@ -212,9 +212,7 @@ def said_of(kind: Kind, text: str) -> str:
     """Converts a pattern for nn.RNN's error about hx to a pattern for this kind's torch layer."""
     if kind.has_cell_state:
         both = "hx and cx" if kind.cell.torch else "the states in hx"
-        text = text.replace("hx should", f"{both} should").replace(
-            "got 2-D", r"got \(2-D, 2-D\)"
-        )
+        text = text.replace("hx should", f"{both} should").replace("got 2-D", r"got \(2-D, 2-D\)")
         text = text.replace("hidden size", r"hidden\[0\] size").replace("Tensor or None", "Tensor")
     return text
 
