@@ -235,7 +235,8 @@ def _parse(
         names = [line for line in lines if line.strip()]
         usable = [name for name in names if why_unusable(name) is None]
         if not usable:
-            raise InputError(f"{source}: {language}.txt holds no names")
+            reason = f"usable name: {why_unusable(names[0])}" if names else "names"
+            raise InputError(f"{source}: {language}.txt holds no {reason}")
         empty += len(lines) - len(names)
         unusable += len(names) - len(usable)
         rows += [(name, len(languages)) for name in usable]

@@ -157,7 +157,7 @@ def encode_names(names: Iterable[str], folding: Folding = ASCII) -> EncodedNames
     """Folds `names` and returns their character ids.
 
     Args:
-        names: the names, all usable (see `why_unusable`).
+        names: the names, all usable (see `folding.why_unusable`).
         folding: the folding of the model that will read the names (`Checkpoint.folding`).
 
     Raises:

@@ -17,6 +17,9 @@ MAX_LINE_BYTES = 65_536
 
 _BLOCK_BYTES = 65_536
 
+# The first bytes of .xlsx, .ods and other zip files, and of .xls.
+_SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+
 
 class Source(Protocol):
     """A buffered binary file that `lines_of` can read."""
@@ -26,13 +29,17 @@ class Source(Protocol):
 
 
 class Recoded:
-    """Converts a file in another encoding to UTF-8 while it is read.
+    """Converts a file to UTF-8 while it is read.
 
     Bytes that are invalid in the encoding become bytes that are invalid in UTF-8, or U+FFFD.
 
     Args:
         file: a binary file, open for reading.
-        encoding: the name of an encoding that Python knows.
+        encoding: the file's encoding, by a name that Python knows.
+    """
+
+    is_valid = True
+    """Whether all bytes read so far are valid; always true for encodings in units of 2 or 4 bytes.
     """
 
     def __init__(self, file: Source, encoding: str) -> None:
@@ -45,8 +52,21 @@ class Recoded:
     def read1(self, size: int, /) -> bytes:
         while block := self._file.read1(size):
             if text := self._decoder.decode(block):
-                return text.encode("utf-8", "surrogateescape")
-        return self._decoder.decode(b"", final=True).encode("utf-8", "surrogateescape")
+                return self._encoded(text)
+        return self._encoded(self._decoder.decode(b"", final=True))
+
+    def _encoded(self, text: str) -> bytes:
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            self.is_valid = False
+            return text.encode("utf-8", "surrogateescape")
+
+
+def not_in(encoding: str) -> str:
+    """Returns the end of a message about input that is not in `encoding`."""
+    other = "utf-8" if codecs.lookup(encoding).name == "cp1252" else "cp1252"
+    return f"not {encoding.upper()}; --encoding {other}, for example, names another encoding"
 
 
 def lines_of(file: Source) -> Iterator[bytes]:
@@ -55,13 +75,15 @@ def lines_of(file: Source) -> Iterator[bytes]:
     Longer lines are truncated to `MAX_LINE_BYTES + 1` bytes.
 
     Raises:
-        InputError: the file is UTF-16.
+        InputError: the file is UTF-16, a spreadsheet or a zip.
         OSError: the file could not be read.
     """
     lines = _all_lines(file)
     first = next(lines, None)
     if first is None:
         return
+    if first.startswith(_SPREADSHEETS):
+        raise InputError("the input is a spreadsheet or zip file, not text: save it as CSV")
     # Check for a zero byte too, because damaged UTF-8 can start like a UTF-16 byte order mark.
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in first:
         raise InputError("the input is UTF-16; use --encoding utf-16")

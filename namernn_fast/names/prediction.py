@@ -60,7 +60,7 @@ class Predictor:
         """Returns the most probable languages of each name, the most probable first.
 
         Args:
-            names: the names, all usable (see `why_unusable`).
+            names: the names, all usable (see `names.folding.why_unusable`).
             top: the number of languages to return for each name; all languages if there are fewer.
 
         Returns:

@@ -71,7 +71,8 @@ class StateFile:
             raise InputError(f"{self.path}: not a training state") from error
         if differing:
             raise InputError(
-                f"{self.path}: the unfinished training was started with {'; '.join(differing)}"
+                f"{self.path}: the unfinished training was started with {'; '.join(differing)}; "
+                "--resume needs the same data and options as the interrupted command"
             )
         self.is_kept = True
 

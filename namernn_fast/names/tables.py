@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from .folding import why_unusable
-from .lines import MAX_LINE_BYTES, Source, lines_of, text_of
+from .lines import MAX_LINE_BYTES, Recoded, Source, lines_of, not_in, text_of
 from .text import InputError, escaped, escaped_json, quoted
 
 FORMATS = ("text", "csv", "jsonl")
@@ -31,6 +32,7 @@ _TITLES = {"name", "names", "surname", "surnames", "lastname", "familyname", "fu
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 """The format of each suffix; files with other suffixes are text."""
+_DELIMITER_LINE = re.compile(rb"sep=([,;:|\t])")  # Excel reads it in the first line of CSV
 _TOO_LONG = f"a line of more than {MAX_LINE_BYTES:,} bytes"
 
 # Limits on the rows held in memory at once: the number of rows, and their total characters.
@@ -138,10 +140,14 @@ def read_table(
     format: str,
     column: str | None = None,
     *,
-    delimiter: str = ",",
+    delimiter: str | None = None,
+    default_delimiter: str = ",",
     header: bool = True,
+    encoding: str = "utf-8",
 ) -> Table:
     """Reads a table of names from a file.
+
+    Logs a warning after the last row if the file is not in the given encoding.
 
     Args:
         file: a binary file, open for reading.
@@ -150,21 +156,47 @@ def read_table(
         column: for CSV, the title of the column of names, or its number, counted from 1; for JSON
             lines, the key of the names. None selects the only column or key, or "name" if there are
             several.
-        delimiter: the character between the cells of CSV.
+        delimiter: the character between the cells of CSV. If None, the first line names it, as in
+            `sep=;`, or it is `default_delimiter`.
         header: whether the first row of CSV contains the titles of the columns.
+        encoding: the encoding of the file, by a name that Python knows.
 
     Raises:
-        InputError: the column does not exist, or the file is UTF-16.
+        InputError: the column does not exist, the header cannot be decoded, or the file is UTF-16,
+            a spreadsheet or a JSON array.
         OSError: the file could not be read.
     """
-    lines = lines_of(file)
+    source = Recoded(file, encoding)
+    lines = lines_of(source)
     if format == "text":
         if column is not None:
+            next(lines, None)  # raises a more helpful error if the file is a spreadsheet
             raise InputError("text has no columns: each line is a name")
-        return Table(["name"], _text_rows(lines))
-    if format == "csv":
-        return _csv_table(_records(lines, delimiter), column, header)
-    return _json_table(lines, column)
+        table = Table(["name"], _text_rows(lines))
+    elif format == "csv":
+        named, lines = _named_delimiter(lines)
+        records = _records(lines, delimiter or named or default_delimiter)
+        table = _csv_table(records, column, header, encoding)
+    else:
+        table = _json_table(lines, column)
+    return Table(table.titles, _with_warning(table.rows, source, encoding))
+
+
+def _with_warning(rows: Iterable[Rows], source: Recoded, encoding: str) -> Iterator[Rows]:
+    """Yields the rows, then logs a warning if the source is not in `encoding`."""
+    yield from rows
+    if not source.is_valid:
+        _log.warning("the input is %s", not_in(encoding))
+
+
+def _named_delimiter(lines: Iterator[bytes]) -> tuple[str | None, Iterator[bytes]]:
+    """Returns the delimiter that a first line such as `sep=;` names, and the other lines."""
+    first = next(lines, None)
+    if first is None:
+        return None, lines
+    if match := _DELIMITER_LINE.fullmatch(first):
+        return match[1].decode(), lines
+    return None, chain([first], lines)
 
 
 Item = TypeVar("Item")
@@ -234,7 +266,9 @@ def _records(lines: Iterator[bytes], delimiter: str) -> Iterator[list[str] | _No
             yield _NoRecord(text_of(first), f"not readable as CSV: {error}")
 
 
-def _csv_table(records: Iterator[list[str] | _NoRecord], column: str | None, header: bool) -> Table:
+def _csv_table(
+    records: Iterator[list[str] | _NoRecord], column: str | None, header: bool, encoding: str
+) -> Table:
     begin = [*islice(records, 1 if header else _MAX_RECORD_LINES)]
     if not begin:
         return Table(["name"], ())
@@ -242,6 +276,8 @@ def _csv_table(records: Iterator[list[str] | _NoRecord], column: str | None, hea
     if header:
         if isinstance(first, _NoRecord):
             raise InputError(f"the header is {first.error}")
+        if any("\ud800" <= character <= "\udfff" for character in "".join(first)):
+            raise InputError(f"the header is {not_in(encoding)}")
         place = _place(first, column)
         _warn_of_name(first[place].strip(), column)
         titles = [title.strip() for title in first]
@@ -292,18 +328,22 @@ def _odd_rows(chunk: list[list[str] | _NoRecord], place: int, width: int) -> Row
 
 def _warn_of_name(title: str, column: str | None) -> None:
     """Warns if a title looks like a name, or like several titles joined by another delimiter."""
-    if sign := next((sign for sign in ";\t|" if sign in title), None):
-        _log.warning(
-            "the first row, %r, is read as one title; --delimiter '%s' cuts rows there",
-            title,
-            "tab" if sign == "\t" else sign,
-        )
+    if advice := _delimiter_advice([title]):
+        _log.warning("the first row, %r, is read as one title%s", title, advice)
         return
     word = "".join(filter(str.isalnum, title.casefold()))
     if column != title and word not in _TITLES and why_unusable(title) is None:
         _log.warning(
             "the first row, %r, is read as the header; --no-header reads it as a name", title
         )
+
+
+def _delimiter_advice(titles: Sequence[str]) -> str:
+    """Returns the end of a message that names another delimiter, or "" if no title contains one."""
+    for sign, option in {";": ";", "\t": "tab", "|": "|"}.items():
+        if any(sign in title for title in titles):
+            return f"; --delimiter '{option}' cuts rows there"
+    return ""
 
 
 def _place(header: Sequence[str], column: str | None) -> int:
@@ -320,14 +360,20 @@ def _place(header: Sequence[str], column: str | None) -> int:
         if not found and column.isdecimal():
             if (place := _numbered(column)) < len(titles):
                 return place
-            raise InputError(f"there is no column {column}: the first row has {len(titles)}")
+            advice = _delimiter_advice(titles)
+            raise InputError(
+                f"there is no column {column}: the first row has {len(titles)}{advice}"
+            )
     if len(found) == 1:
         return found[0]
     if found:
         raise InputError(f"{len(found)} columns are called {column or 'name'!r}: give a number")
     names = escaped(", ".join(map(repr, filter(None, titles))))
-    advice = f"one of {names:.500}" if names else "a number, because no column has a name"
-    raise InputError(f"no column is called {column or 'name'!r}; --column takes {advice}")
+    accepted = f"one of {names:.500}" if names else "a number, because no column has a name"
+    raise InputError(
+        f"no column is called {column or 'name'!r}; --column takes {accepted}"
+        f"{_delimiter_advice(titles)}"
+    )
 
 
 def _numbered(column: str) -> int:
@@ -338,16 +384,20 @@ def _numbered(column: str) -> int:
 
 
 def _json_table(lines: Iterator[bytes], column: str | None) -> Table:
-    chunks = (_json_rows(chunk, column) for chunk in _in_chunks(lines, len))
-    first = next(chunks, None)
-    if first is None:
+    chunks = _in_chunks(lines, len)
+    begin = next(chunks, None)
+    if begin is None:
         return Table([column or "name"], ())
+    if next(filter(None, map(bytes.strip, begin)), b"").startswith(b"["):
+        raise InputError("the input is a JSON array; JSON lines need one string or object per line")
+    first = _json_rows(begin, column)
     named = [
         found[0]
         for place, found in enumerate(first.objects)
         if found is not None and place not in first.errors
     ]
-    return Table([*named[0]] if named else [first.key], chain([first], chunks))
+    rest = (_json_rows(chunk, column) for chunk in chunks)
+    return Table([*named[0]] if named else [first.key], chain([first], rest))
 
 
 def _json_rows(chunk: list[bytes], column: str | None) -> _JsonRows:

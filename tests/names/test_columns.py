@@ -174,7 +174,18 @@ def test_undecodable_bytes_affect_only_their_row(predict):
     error = "not valid in the encoding of the input; --encoding names another"
     assert bad == rf"M\udc81ller,,,,,{error}"
     assert good.startswith("Kim,")
-    assert (code, said[-1]) == (0, "1 of 2 names could not be read")
+    advice = "the input is not CP1252; --encoding utf-8, for example, names another encoding"
+    assert (code, said) == (
+        0,
+        [advice, "wrote 2 rows to out.csv", "1 of 2 names could not be read"],
+    )
+
+
+def test_undecodable_bytes_in_other_columns_are_reported(predict):
+    (_, row), code, said = predict("name,town\nKim,Köln\n".encode("cp1252"))
+    advice = "the input is not UTF-8; --encoding cp1252, for example, names another encoding"
+    assert row.startswith(r"Kim,K\udcf6ln,")
+    assert (code, said) == (0, [advice, "wrote 1 row to out.csv"])
 
 
 @pytest.mark.parametrize(
@@ -207,13 +218,13 @@ def test_the_output_path_is_checked_before_the_model_is_loaded(fails, tmp_path, 
 
 def test_a_file_path_given_as_a_name_is_reported(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    argv = ("predict", "people.csv", "Kim")
-    advice = "people.csv is read as a name; --input people.csv reads the file"
-    assert advice not in run(*argv)[1]
-    (tmp_path / "people.csv").write_text("name\nKim\n")
-    (tmp_path / "Kim").write_text("")
-    err = run(*argv)[1]
-    assert (advice in err.splitlines(), "Kim is read" in err) == (True, False)
+    argv = ("predict", "people.csv", "names.txt", "Kim", "x" * 300 + ".txt")
+    assert run(*argv)[1] == ""
+    for name in argv[1:4]:
+        (tmp_path / name).write_text("name\nKim\n")
+    assert run(*argv)[1].splitlines() == [
+        f"{name} is read as a name; --input {name} reads the file" for name in argv[1:3]
+    ]
 
 
 def test_json_output_is_utf_8_for_any_terminal_encoding(root, run_program):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from namernn_fast.names import ASCII, InputError, dataset, files, load_names, read_names
+from namernn_fast.names.folding import why_unusable
 from namernn_fast.names.sample import SAMPLE
 
 TWO = {"data/names/Basque.txt": "Etxeberria\nAgirre\n", "data/names/Welsh.txt": "Llewelyn\nPugh"}
@@ -177,7 +178,7 @@ def test_a_source_without_names_is_an_error(make_source, files):
     [
         ("Welsh", "", "Welsh.txt holds no names"),
         ("Welsh", "\n \n\n", "Welsh.txt holds no names"),
-        ("Welsh", "李\n123\n", "Welsh.txt holds no names"),
+        ("Welsh", "李\n123\n", f"Welsh.txt holds no usable name: {why_unusable('李')}"),
         ("German", "Müller".encode("latin-1"), "German.txt is not UTF-8 ("),
         ("German", "Müller\n".encode("utf-16"), "German.txt is not UTF-8 ("),
         *(

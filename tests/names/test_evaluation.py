@@ -421,6 +421,10 @@ def test_data_that_the_model_was_not_trained_on_is_rejected(fails, save):
     found = f"the SHA-256 is {SAMPLE['sha256'][:16]}…"
     assert rf"{found}, not \u202e… (365 rows from \x1b[2J \x1b[2J" in message
     assert len(message) < 1500
+    assert message.endswith(
+        "pass that data with --data, or a model trained on this data with --checkpoint "
+        "(default: the pretrained model)"
+    )
 
 
 def test_a_damaged_model_is_reported(fails, save):

@@ -1,5 +1,6 @@
 """Tests that `names predict` gives every input row one output row, in bounded memory."""
 
+import codecs
 import csv
 import io
 import json
@@ -121,11 +122,19 @@ def test_a_huge_line_becomes_one_row_and_needs_little_memory(format, end):
         (b"id,id\n1,Kim\n", {"column": "2"}),
         ("id,Straße\n1,Kim\n".encode(), {"column": "Straße"}),
         (b"Kim\n", {"header": False}),
+        # Excel's first line names the delimiter.
+        (b"\xef\xbb\xbfsep=;\r\nid;who\r\n1;Kim\r\n", {"column": "who"}),
+        (b"sep=;\n1;Kim\n", {"column": "2", "header": False, "default_delimiter": "\t"}),
+        (b"sep=;\nid,who\n1,Kim\n", {"column": "who", "delimiter": ","}),
         (b'{"who": "Kim", "name": ""}\n', {"format": "jsonl", "column": "who"}),
     ],
 )
 def test_the_column_of_names_is_found(content, options):
     assert rows_of(content, **options) == [Row("Kim")]
+
+
+NOT_UTF_8 = "not UTF-8; --encoding cp1252, for example, names another encoding"
+SPREADSHEET = "the input is a spreadsheet or zip file, not text: save it as CSV"
 
 
 @pytest.mark.parametrize(
@@ -146,6 +155,21 @@ def test_the_column_of_names_is_found(content, options):
         (b'"name\n', {}, "the header is not readable as CSV: "),
         ("Frank\nKim".encode("utf-16"), {}, "the input is UTF-16; use --encoding utf-16"),
         (b"Kim\n", {"format": "text", "column": "name"}, "text has no columns"),
+        (b"Nr.;who\n", {"column": "who"}, "one of 'Nr.;who'; --delimiter ';' cuts rows there"),
+        (b"Nr.\twho\n", {"column": "2"}, "the first row has 1; --delimiter 'tab' cuts rows there"),
+        ("who,Größe\n".encode("cp1252"), {"column": "Größe"}, f"the header is {NOT_UTF_8}"),
+        (
+            b"name,\x81\n",
+            {"encoding": "cp1252"},
+            "the header is not CP1252; --encoding utf-8, for example, names another encoding",
+        ),
+        (b"PK\x03\x04\n", {"format": "text", "column": "name"}, SPREADSHEET),
+        (b"\xd0\xcf\x11\xe0", {}, SPREADSHEET),
+        (
+            b'\n [{"name": "Kim"}]\n',
+            {"format": "jsonl"},
+            "the input is a JSON array; JSON lines need one string or object per line",
+        ),
     ],
 )
 def test_an_unusable_column_or_header_is_an_error(content, options, message):
@@ -165,7 +189,7 @@ def test_an_unusable_column_or_header_is_an_error(content, options, message):
         (b'{"name": 5}', "jsonl", "the value of 'name' in the JSON object is not a string"),
         (b"null", "jsonl", "neither a JSON string nor an object with one"),
         (b"{broken", "jsonl", "not JSON: "),
-        (b"[" * 60_000, "jsonl", "not JSON: "),
+        (b'{"":' * 15_000, "jsonl", "not JSON: "),
     ],
     ids=range(6),
 )
@@ -435,6 +459,7 @@ def test_the_exit_code_is_2_if_no_name_could_be_read(run, tmp_path):
     done = run("-", "--output", target, stdin=b"1\n2\n", code=2)
     assert done == ("", wrote(2, target) + failure)
     assert target.read_text().count("\n") == 3
+    assert run("-", stdin=b"") == ("", "")  # no names, as from a filter without matches
 
 
 def test_missing_input_is_an_error(fails, tmp_path):
@@ -561,7 +586,9 @@ def test_any_input_bytes_give_rows_or_errors(call, content, source, format):
     options += ["--no-header", "--column", "1"] if source == "csv" else []
     result = call("-", *options, stdin=content)
     lines = len(content.splitlines())
-    if source != "csv":
+    if source == "jsonl" and content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        assert result[:2] == (2, "")
+    elif source != "csv":
         check(result, [None] * lines, format)
     else:
         assert result[0] in (0, 2)
@@ -587,6 +614,7 @@ def test_predict_accepts_invalid_utf_8_and_starts_fast(root):
     )
     *lines, codes = process.stdout.decode().splitlines(keepends=True)
     assert codes == "0 0 False\n"
-    assert process.stderr.decode() == "2 of 3 names could not be read\n" * 2
+    failed = "2 of 3 names could not be read\n"
+    assert process.stderr.decode() == f"{failed}the input is {NOT_UTF_8}\n{failed}"
     assert lines[:3] == lines[3:]
     check((0, "".join(lines[:3]), "-"), names, "jsonl")

@@ -160,7 +160,8 @@ def test_the_error_lists_settings_that_differ_from_the_state(kept, path):
     assert refusal(path, other, {**IDENTITY, "seed": 1, "recipe": other.values()}) == (
         "the unfinished training was started with recipe clip_norm None, not 1.0; "
         "recipe lr 0.01, not 0.02; recipe model hidden_size 7, not 9; "
-        "recipe model pooling None, not 'last'; seed 0, not 1"
+        "recipe model pooling None, not 'last'; seed 0, not 1; "
+        "--resume needs the same data and options as the interrupted command"
     )
 
 

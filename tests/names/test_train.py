@@ -128,7 +128,8 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, make_data, cache
         interrupt_after(3, patch)
         out, err = run(*options, code=130)
     assert out.splitlines()[-1].startswith("network 2 of 2, epoch 1: ")
-    assert err == f"{PROGRAM}: interrupted; --resume continues after the last whole epoch\n"
+    advice = "run the same command with --resume to continue after the last whole epoch"
+    assert err == f"{PROGRAM}: interrupted; {advice}\n"
     assert [each.name for each in cache.iterdir()] == ["names.safetensors.state"]
 
     more = make_data("more")
@@ -142,6 +143,8 @@ def test_an_interrupted_training_is_resumed(run, fails, folder, make_data, cache
         message = fails(*options, "--resume", option, value)
         started = f"{path}.state: the unfinished training was started with {difference}"
         assert message.startswith(started)
+        needed = "; --resume needs the same data and options as the interrupted command"
+        assert message.endswith(needed)
 
     out, err = run(*options, "--resume")
     assert err == ""

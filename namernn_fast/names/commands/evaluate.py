@@ -138,7 +138,8 @@ def _recorded_split(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Sp
         raise InputError(
             f"{data.source}: not the data that the model was trained on, so any of these names may "
             f"be training names; the SHA-256 is {data.sha256[:16]}…, not {wanted['sha256'][:16]}… "
-            f"({wanted['rows']} rows from {wanted['source']:.200}): pass the data with --data"
+            f"({wanted['rows']} rows from {wanted['source']:.200}): pass that data with --data, or "
+            "a model trained on this data with --checkpoint (default: the pretrained model)"
         )
     drawn = {name: record[name] for name in ("method", "seed", "validation", "test")}
     parts = split(data, folding=checkpoint.folding, **drawn)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import gc
 import gzip
+import os
 import shlex
 import sys
 import zlib
@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 from ..answers import answer_rows
 from ..files import Used, check_no_overwrite, check_replaceable, is_same_file, replacing
-from ..lines import Recoded
 from ..tables import FORMATS, Rows, Table, delimiter_of, format_of, read_table
 from ..text import InputError, escaped
 from ..writers import WRITERS, CsvWriter, Writer
@@ -29,9 +28,9 @@ _STDIN, _STDOUT = 0, 1  # file descriptors
 _EPILOG = """
 The output has one row for each name, in order, with the other columns of the input. If a name
 cannot be read, its row contains an error, and standard error reports the number of such names. The
-exit code is 2 if no name at all could be read. In tables and CSV, characters that are not printable
-are written as escapes such as \\x1b, and so is the first character of a CSV cell that a spreadsheet
-would treat as a formula; numbers stay as they are.
+exit code is 2 if there are names, but none could be read. In tables and CSV, characters that are
+not printable are written as escapes such as \\x1b, and so is the first character of a CSV cell that
+a spreadsheet would treat as a formula; numbers stay as they are.
 """
 
 
@@ -75,7 +74,8 @@ def add_parser(commands: Any) -> None:
         "--delimiter",
         type=_delimiter,
         metavar="SIGN",
-        help="the sign between the cells of CSV, or 'tab' (default: a comma; a tab in .tsv files)",
+        help="the sign between the cells of CSV, or 'tab' (default: the sign in a first line such "
+        "as sep=; or else a comma; a tab in .tsv files)",
     )
     group.add_argument(
         "--no-header", action="store_true", help="the first row of CSV is data, not a header"
@@ -206,7 +206,7 @@ def _table(arguments: argparse.Namespace) -> Iterator[Table]:
     path: Path | None = arguments.input
     if path is None:
         for name in arguments.names:
-            if format_of(_named(name)) != "text" and Path(name).is_file():
+            if Path(name).suffix and os.path.isfile(name):
                 say(f"{name} is read as a name; --input {shlex.quote(name)} reads the file")
         yield Table(["name"], [Rows(arguments.names)])
         return
@@ -224,15 +224,15 @@ def _table(arguments: argparse.Namespace) -> Iterator[Table]:
     with file as opened:
         is_packed = path.suffix.lower() == ".gz"
         source: Any = gzip.GzipFile(fileobj=opened) if is_packed else opened
-        if codecs.lookup(arguments.encoding).name != "utf-8":
-            source = Recoded(source, arguments.encoding)
         try:
             yield read_table(
                 source,
                 arguments.input_format or format_of(_named(path)),
                 arguments.column,
-                delimiter=arguments.delimiter or delimiter_of(_named(path)),
+                delimiter=arguments.delimiter,
+                default_delimiter=delimiter_of(_named(path)),
                 header=not arguments.no_header,
+                encoding=arguments.encoding,
             )
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{path}: damaged, or not a gzip file ({error})") from error

@@ -90,7 +90,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue an interrupted training after its last whole epoch",
+        help="continue an interrupted training after its last whole epoch; the other options must "
+        "be the same",
     )
     parser.add_argument(
         "--force",
@@ -173,7 +174,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
         except KeyboardInterrupt:
             if first and state.is_kept:
-                hint = "--resume continues after the last whole epoch"
+                hint = "run the same command with --resume to continue after the last whole epoch"
                 raise KeyboardInterrupt(hint) from None
             raise
         if first:
