@@ -172,7 +172,9 @@ def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[...,
 
 def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., Any]) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
-        raise RuntimeError("a prepared module computes no gradients: call the layer itself")
+        raise RuntimeError(
+            "a prepared module computes no gradients: use torch.no_grad(), or call the layer itself"
+        )
     tensors, options = call.joined([prepared.tensor])
     output, last = forward(
         call.cell.number,

@@ -135,6 +135,8 @@ def list_of_rows(rows: Any) -> list[int]:
     """Returns the row indices of a stream as a list; does not check the elements."""
     if type(rows) is list:
         return rows
+    if str(getattr(rows, "dtype", "")).endswith("uint8"):  # of PyTorch or NumPy
+        raise TypeError("rows must not be uint8, which elsewhere is a mask: pass bool or int64")
     rows = rows.tolist() if hasattr(rows, "tolist") else rows
     try:
         return [*rows]
@@ -150,7 +152,9 @@ def check_integers(rows: Sequence[Any]) -> None:
         else:
             is_integer = not isinstance(row, bool) and hasattr(row, "__index__")
         if not is_integer:
-            raise TypeError(f"rows must be integers, got {rows}")
+            is_bool = isinstance(row, bool) or getattr(row, "dtype", None) == torch.bool
+            hint = " (pass mask.nonzero().flatten())" if is_bool else ""
+            raise TypeError(f"rows must be integers, got {rows}{hint}")
 
 
 def check_rows(rows: Sequence[Any], sequences: int) -> None:

@@ -39,7 +39,8 @@ def check_types(input: Tensor | PackedSequence, embedding: Tensor) -> None:
         TypeError: embedding is not a tensor, or input does not have the dtype of token ids.
     """
     if not isinstance(embedding, Tensor):
-        raise TypeError(f"embedding must be a Tensor or None, got {type(embedding).__name__}")
+        hint = ": pass its weight" if isinstance(embedding, torch.nn.Embedding) else ""
+        raise TypeError(f"embedding must be a Tensor or None, got {type(embedding).__name__}{hint}")
     data = input.data if isinstance(input, PackedSequence) else input
     if isinstance(data, Tensor) and data.dtype not in ID_DTYPES:
         raise TypeError(

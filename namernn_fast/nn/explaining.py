@@ -136,10 +136,14 @@ def explain(
 
 def _wrong_type(layer: Any) -> TypeError:
     """Returns the error of `explain` for a module that is not of this package."""
+    known = FusedLayer | FusedCell | TokenLayer | Prepared
+    modules = layer.named_modules() if isinstance(layer, torch.nn.Module) else ()
+    hint = next((f": pass its {name}" for name, part in modules if isinstance(part, known)), "")
+    if type(layer) in PLAIN.values():
+        hint = ": replace_rnn makes it one"
     return TypeError(
         "layer must be a fused or prepared layer, cell or token layer of this package, got "
-        f"{type(layer).__name__}"
-        + (": replace_rnn makes it one" if type(layer) in PLAIN.values() else "")
+        f"{type(layer).__name__}{hint}"
     )
 
 
@@ -189,7 +193,7 @@ def _of_step(cell: FusedCell[Any], arguments: Arguments) -> Explanation:
     reason = cell.why_not_fused(input, arguments.hx)
     if reason is not None:
         return Explanation("torch", {"triton" if input.is_cuda else "cpu": reason})
-    call = cell._call(with_steps(arguments), cell._weights())
+    call = cell._call(with_steps(arguments, cell._cell), cell._weights())
     path, why_not = _named(call, _choice(call))
     slower = "torch's own cell is slower for a single step of this size on this processor"
     why_not_torch = {"torch": cell.why_not_torch() or slower}
@@ -209,7 +213,7 @@ def _of_prepared(layer: Prepared[Any], arguments: Arguments, last_state: bool) -
         return explained
     if isinstance(layer, PreparedCell):
         _refuse_all_but(layer, arguments, layer._layer._cell.input_names)
-        arguments = with_steps(arguments)
+        arguments = with_steps(arguments, layer._layer._cell)
     else:
         layer._add_embedding(arguments)
     explained = _of_layer(layer, layer._call(arguments), last_state)

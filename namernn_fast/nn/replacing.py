@@ -282,13 +282,15 @@ def prepare_rnn(
 
     model = _exchange(model, prepared)
     _remember_ties(model, sources)
-    if not any(isinstance(module, Prepared) for module in model.modules()):
+    if not why_not_rounded:
+        is_prepared = any(isinstance(module, Prepared) for module in model.modules())
+        left = "prepared ones (restore_rnn undoes them)" if is_prepared else "subclasses"
         warnings.warn(
             f"prepare_rnn replaced nothing: the {type(model).__qualname__} has no recurrent "
-            "layers, or only subclasses",
+            f"layers, or only {left}",
             stacklevel=2,
         )
-    elif why_not_rounded and all(why_not_rounded):
+    elif all(why_not_rounded):
         warnings.warn(
             f"prepare_rnn gave no layer 8-bit weights: {why_not_rounded[0]}",
             stacklevel=2,

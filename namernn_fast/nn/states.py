@@ -6,10 +6,14 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..call import Arguments, given
+from ..cells import Cell
 from ..machine.context import is_compiling
 
 States = TypeVar("States", bound=Tensor | tuple[Tensor, Tensor])
 """The type of a layer's states: a tensor, or a pair if the cell has two."""
+
+
+_OF_SEQUENCES = {"lengths", "reset", "reset_to", "embedding", "padding_idx"}
 
 
 def states_in(hx: Any) -> Sequence[Tensor]:
@@ -26,16 +30,21 @@ def map_states(hx: Any, convert: Callable[[Tensor], Tensor]) -> Any:
     return None if hx is None else convert(hx)
 
 
-def with_steps(arguments: Arguments) -> Arguments:
+def with_steps(arguments: Arguments, cell: Cell) -> Arguments:
     """Converts the arguments of a step module to arguments of a layer with one time step.
 
     Raises:
+        TypeError: an argument is only for sequences.
         RuntimeError: a state or another input has more or fewer dimensions than input.
     """
     input = arguments.input
+    for name in arguments.inputs:
+        if name in _OF_SEQUENCES:
+            raise TypeError(f"a step module takes no {name}: pass the states of this step as hx")
 
     def with_step(value: Tensor, name: str = "hx") -> Tensor:
-        if isinstance(value, Tensor) and value.dim() != input.dim():
+        is_known = name == "hx" or name in cell.input_names
+        if is_known and isinstance(value, Tensor) and value.dim() != input.dim():
             raise RuntimeError(
                 f"{name} must have {input.dim()} dimensions, as input has, got {value.dim()}"
             )

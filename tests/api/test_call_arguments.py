@@ -113,6 +113,13 @@ def test_arguments_after_lengths_are_keyword_only(kind):
         explain(layer, x, None, None, reset)
     with pytest.raises(TypeError, match="positional argument"):
         kind.step_module(FEATURES, HIDDEN)(x[0], None, x[0])
+    for module in (
+        kind.step_module(FEATURES, HIDDEN),
+        kind.step_module(FEATURES, HIDDEN).prepare(),
+    ):
+        for name in ORDER:
+            with pytest.raises(TypeError, match=f"a step module takes no {name}"), torch.no_grad():
+                module(x[0], None, **{name: [1] * BATCH})
 
 
 def test_an_unknown_argument_raises_an_error(kind):

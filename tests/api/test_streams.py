@@ -247,6 +247,7 @@ BAD_ROWS = {
     "repeated": torch.tensor([1, 1]),
     "negative": torch.tensor([0, -1]),
     "excessive": torch.tensor([0, 4]),
+    "uint8": torch.tensor([0, 1, 0, 0], dtype=torch.uint8),
 }
 for_backends = pytest.mark.parametrize(
     "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]

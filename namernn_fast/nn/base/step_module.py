@@ -89,7 +89,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             if last is not None:
                 return last  # type: ignore[no-any-return]
         if has_inputs or self.why_not_fused(input, hx, weights) is None:
-            arguments = with_steps(Arguments(input, hx, inputs=inputs))
+            arguments = with_steps(Arguments(input, hx, inputs=inputs), self._cell)
             last = run(arguments, self._call(arguments, weights))[1]
             return map_states(last, without_layers)  # type: ignore[no-any-return]
         assert self._cell.torch is not None

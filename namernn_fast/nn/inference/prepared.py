@@ -304,7 +304,7 @@ class PreparedCell(Prepared[States]):
             plain = self._frozen()  # torch's cell raises its own error
         if plain is not None:
             return plain(input, hx, **arguments.keywords())  # type: ignore[no-any-return]
-        arguments = with_steps(arguments)
+        arguments = with_steps(arguments, self._layer._cell)
         last = run(arguments, self._call(arguments))[1]
         return map_states(last, without_layers)  # type: ignore[no-any-return]
 
