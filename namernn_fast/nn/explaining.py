@@ -136,9 +136,11 @@ def explain(
 
 def _wrong_type(layer: Any) -> TypeError:
     """Returns the error of `explain` for a module that is not of this package."""
-    known = FusedLayer | FusedCell | TokenLayer | Prepared
-    modules = layer.named_modules() if isinstance(layer, torch.nn.Module) else ()
-    hint = next((f": pass its {name}" for name, part in modules if isinstance(part, known)), "")
+    hint = ""
+    for name, part in layer.named_modules() if isinstance(layer, torch.nn.Module) else ():
+        if isinstance(part, FusedLayer | FusedCell | TokenLayer | Prepared):
+            hint = f": pass its {name}"
+            break
     if type(layer) in PLAIN.values():
         hint = ": replace_rnn makes it one"
     return TypeError(

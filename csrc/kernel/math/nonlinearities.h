@@ -36,13 +36,16 @@ inline Vec<float> at_most<float>(Vec<float> limit, Vec<float> x) {
   return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
 }
 
-// Unlike a division, a reciprocal estimate with two corrections does not stall the FMA units.
+// Unlike a division, a reciprocal estimate with two corrections does not stall the FMA units. The
+// corrections need the exact residuals of fused multiply-adds, which compilers do not always form.
 template <>
 inline Vec<float> divide<float>(Vec<float> p, Vec<float> q) {
-  const Vec<float> estimate = (Vec<float>)_mm512_rcp14_ps((__m512)q);
-  const Vec<float> r = estimate + estimate * (1.0f - q * estimate);
-  const Vec<float> y = p * r;
-  return y + r * (p - q * y);
+  const __m512 estimate = _mm512_rcp14_ps((__m512)q);
+  const __m512 error = _mm512_fnmadd_ps((__m512)q, estimate, _mm512_set1_ps(1));
+  const __m512 r = _mm512_fmadd_ps(estimate, error, estimate);
+  const __m512 y = _mm512_mul_ps((__m512)p, r);
+  const __m512 rest = _mm512_fnmadd_ps((__m512)q, y, (__m512)p);
+  return (Vec<float>)_mm512_fmadd_ps(r, rest, y);
 }
 #endif
 
