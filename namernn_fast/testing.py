@@ -209,7 +209,8 @@ def check_cell(
         cell: The cell, from `recurrent_cell`.
         dtype: The dtype of the layers: float32, bfloat16 or float16.
         seed: The seed of the random numbers.
-        options: More arguments of `cell.layer`, such as initial values of parameters.
+        options: More arguments of `cell.layer`, such as initial values of parameters. A parameter
+            without initial values is drawn around 0, and inputs from a normal distribution.
 
     Raises:
         BudgetError: if the layer is less accurate than its budget allows. At points where the
@@ -229,6 +230,20 @@ def check_cell(
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
     generator = torch.Generator().manual_seed(seed)
     budget = ErrorBudget(dtype)
+    with torch.random.fork_rng(devices=[]):  # the modules draw their parameters from this generator
+        torch.manual_seed(seed)
+        _add_results(cell, budget, dtype, generator, options)
+    budget.check()
+
+
+def _add_results(
+    cell: RecurrentCell,
+    budget: ErrorBudget,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    options: dict[str, Any],
+) -> None:
+    """Adds the results of layers of several sizes to the budget. The arguments are as above."""
     for features, hidden, steps, batch, layers in ((3, 6, 9, 4, 1), (8, 36, 12, 5, 2)):
         sizes, both = (features, hidden, layers), options | {"bidirectional": layers > 1}
         exact = cell.loop(*sizes, **both, dtype=torch.float64)
@@ -257,7 +272,6 @@ def check_cell(
             found = _results(*nudged(exact, drawn, dtype, generator))
             for name, reference in results[0].items():
                 budget.add_nearby(name, sample, found[name], reference)
-    budget.check()
 
 
 def nudged(

@@ -138,7 +138,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         with self:
             result = lowered(*args, **kwargs)
         if result is NotImplemented:
-            raise NotImplementedError("the guide to cells lists the functions that kernels have")
+            raise NotImplementedError(
+                "the guide to your own cell lists the functions that kernels have"
+            )
         return result
 
     def _make(self, op: str, *sources: Any) -> Node:

@@ -500,6 +500,21 @@ def test_errors_of_definitions(options, step, message):
 
 
 @pytest.mark.parametrize(
+    "number",
+    [
+        lambda h: 0.1 if h.shape[-1] > 64 else 1.0,
+        lambda h: min(h.shape[-1], 64),
+        lambda h: max(h.shape[-1], 64),
+        lambda h: h.shape[-1] // 2,
+        lambda h: 2.0 if h.shape[0] == 1 else 1.0,
+    ],
+)
+def test_numbers_that_only_fit_the_traced_sizes_are_rejected(number):
+    with pytest.raises(ValueError, match="computes something else with 1 rows and 2 units"):
+        compile_step(lambda x, u, h: tanh(x[0] + u[0]) * number(h), name="f", gates=1, states=1)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda text: text.replace("equation 1", "equation 2"),
