@@ -121,7 +121,8 @@ def _check_other_sizes(step: Callable[..., Any], program: Program) -> None:
         previous = draw(program.states, rows, units)
         inputs = [draw(1, rows, 1 if is_number else units)[0] for _, is_number in program.inputs]
         own = [draw(blocks, units) for _, blocks in program.own]
-        named = dict(zip((name for name, _ in program.inputs), inputs, strict=True))
+        names = (name for name, _ in program.inputs)
+        named: dict[str, Any] = dict(zip(names, inputs, strict=True))
         for (name, blocks), values in zip(program.own, own, strict=True):
             named[name] = tuple(values) if blocks > 1 else values[0]
         sums = (tuple(x), tuple(u)) if program.has_weight_hh else (tuple(x),)
