@@ -12,7 +12,7 @@ from .graph import Graph, Node, reachable, unstopped
 from .instructions import instructions_of
 from .keeping import is_given, kept_nodes
 from .program import NAME, Program, evaluate
-from .tracing import rejected, trace
+from .tracing import Recording, rejected, trace
 
 SIZES = (5, 5003), (3, 10007)
 """The numbers of rows and units that steps are traced with. Other constants of a step are unlikely
@@ -54,14 +54,9 @@ def compile_step(
             message quotes the line of the step.
     """
     _check_arguments(name, gates, states, own, inputs)
-    recording, other = (trace(step, gates, states, recurs, own, inputs, size) for size in SIZES)
-    for (a, place), (b, or_place) in itertools.zip_longest(
-        recording.log, other.log, fillvalue=("", None)
-    ):
-        if a != b:
-            reason = "depends on the number of rows, on hidden_size or on values"
-            raise rejected(reason, place or or_place)
-    graph, new, gradients, _ = recording
+    recordings = [trace(step, gates, states, recurs, own, inputs, size) for size in SIZES]
+    _check_equal(*recordings)
+    graph, new, gradients, _ = recordings[0]
     separate, sums = _sums(graph, [*new, *gradients.values()], gates, recurs)
     new = graph.rewritten(new, sums)
     gradients = dict(zip(gradients, graph.rewritten(gradients.values(), sums), strict=True))
@@ -102,6 +97,16 @@ def compile_step(
     _limit("the number of instructions", len(program.forward + program.backward), range(1025))
     _check_other_sizes(step, program)
     return program
+
+
+def _check_equal(recording: Recording, other: Recording) -> None:
+    """Raises ValueError unless a step did the same at two sizes."""
+    for (a, place), (b, or_place) in itertools.zip_longest(
+        recording.log, other.log, fillvalue=("", None)
+    ):
+        if a != b:
+            reason = "depends on the number of rows, on hidden_size or on values"
+            raise rejected(reason, place or or_place)
 
 
 def _check_other_sizes(step: Callable[..., Any], program: Program) -> None:
