@@ -45,5 +45,5 @@ def markdown(rows: Iterable[list[str]]) -> str:
 
 
 def _is_number(entry: str) -> bool:
-    """Returns whether an entry is empty, a dash, or starts with a number."""
-    return not entry.strip("*-−–—+ ") or entry.lstrip("*-−+~( ")[:1].isdigit()
+    """Returns whether an entry is empty, dashes, or starts with a number."""
+    return not entry.strip("*-−–—+, ") or entry.lstrip("*-−+~( ")[:1].isdigit()

@@ -35,8 +35,8 @@ class _HasRates(torch.nn.Module):
         """Returns the sizes, the options, and the smallest and largest rate, for `repr`."""
         text = super().extra_repr()
         rates = self.rates.detach()
-        if rates.is_meta or not rates.numel():
-            return text
+        if type(rates) is not Tensor or rates.is_meta or not rates.numel():
+            return text  # no values to read, as in fake tensors
         smallest, largest = f"{rates.min():.3g}", f"{rates.max():.3g}"
         shown = smallest if smallest == largest else f"{smallest} to {largest}"
         return f"{text}, rate={shown}"

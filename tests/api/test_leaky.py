@@ -12,6 +12,7 @@ import torch
 from equation_cells import leaky_equation
 from kinds import KINDS, flat
 from layouts import check_derivatives
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import namernn_fast
@@ -224,6 +225,8 @@ def test_rates_can_be_read_and_are_in_the_repr():
     torch.testing.assert_close(cell.rates, torch.tensor(rates))
     assert repr(cell) == f"FusedLeakyRNNCell({D}, {H}, rate=0.1 to 0.5)"
     assert "rate" not in repr(FusedLeakyRNN(D, H, device="meta"))
+    with FakeTensorMode():
+        assert "rate" not in repr(FusedLeakyRNN(D, H))
 
 
 @pytest.mark.parametrize("trains", [False, True])
