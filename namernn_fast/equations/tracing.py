@@ -7,6 +7,7 @@ nothing.
 import functools
 import itertools
 import linecache
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,14 +49,36 @@ def _place_of(frames: Iterable[tuple[FrameType, int]]) -> Place:
     return next((place for place in places if not place[0].startswith(INTERNAL)), None)
 
 
+class Number(NamedTuple):
+    """A number of a step: (halves / 2 * hidden_size + rest) ** (1 / power)."""
+
+    rest: float
+    halves: int = 0
+    power: int = 1
+
+    def at(self, units: int) -> float:
+        """Returns the number for this hidden_size, or NaN if there is none."""
+        base = self.halves / 2 * units + self.rest
+        if self.power == 1:
+            return base
+        return math.nan if base <= 0 else base ** (1 / self.power)
+
+
+POWERS = {-1: "recip", 2: "sqrt", -2: "rsqrt"}
+"""The operation for each `Number.power` besides 1."""
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Records the operations on traced tensors while it is active."""
 
-    def __init__(self, rows: int, units: int) -> None:
+    def __init__(self, rows: int, units: int, known: "Recording | None") -> None:
         super().__init__()
         self.graph, self.is_forward = Graph(), True
         self.log: list[tuple[object, Place]] = []
         """The operations with their sources, and where they run."""
+        self.numbers: list[Number] = []
+        """The numbers that the step used, in order."""
+        self._known = None if known is None else iter(known.numbers)
         self._rows, self._units = rows, units
         self._traced: dict[int, tuple[Tensor, list[Node]]] = {}
         self._shared: set[int] = set()  # tensors that may not change in place
@@ -83,15 +106,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
     def _number(self, value: float) -> Node:
         """Returns a constant, or the function of hidden_size that it must be."""
         make, constant, n0 = self.graph.make, self.graph.constant, self.graph.leaf("n0", "c")
-        forms = (("", 1), ("recip", -1), ("sqrt", 2), ("rsqrt", -2))
-        for op, power in forms if 1e-9 < abs(value) < 1e9 else ():
+        number = self._recognised(value) if self._known is None else next(self._known, None)
+        if number is None or not math.isclose(number.at(self._units), value, rel_tol=1e-6):
+            number = Number(value)  # another number than before: _check_equal reports it
+        self.numbers.append(number)
+        if not number.halves:
+            return constant(number.rest)
+        node = make("add", make("mul", n0, constant(number.halves / 2)), constant(number.rest))
+        return make(POWERS[number.power], node) if number.power != 1 else node
+
+    def _recognised(self, value: float) -> "Number":
+        """Returns the function of hidden_size that a number is most likely to be."""
+        for power in (1, *POWERS) if 1e-9 < abs(value) < 1e9 else ():
             halves = round(2 * value**power / self._units)
             rest = value**power - halves / 2 * self._units
             if 0 < abs(halves) <= 32 and abs(rest) <= 1 and abs(2 * rest - round(2 * rest)) < 1e-3:
-                scaled = make("mul", n0, constant(halves / 2))
-                node = make("add", scaled, constant(round(2 * rest) / 2))
-                return make(op, node) if op else node
-        return constant(value)
+                return Number(round(2 * rest) / 2, halves, power)
+        return Number(value)
 
     def _dispatch(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}
@@ -275,6 +306,7 @@ class Recording(NamedTuple):
     gradients: dict[str, Node]
     """The gradients of x, u, p (states), i (inputs) and o (blocks of parameters), except zeros."""
     log: list[tuple[object, Place]]
+    numbers: list[Number]
 
 
 def trace(
@@ -285,13 +317,17 @@ def trace(
     own: Mapping[str, int],
     inputs: Mapping[str, bool],
     sizes: tuple[int, int],
+    known: Recording | None = None,
 ) -> Recording:
     """Traces a step, the function that `compile_step` gets, with these numbers of rows and units.
+
+    Recognises numbers that depend on hidden_size or, with a known recording of the same step,
+    expects the numbers of that recording.
 
     Raises:
         ValueError: the step does something that programs cannot do.
     """
-    recorder = Recorder(*sizes)
+    recorder = Recorder(*sizes, known)
     leaves: dict[str, Tensor] = {}
 
     def argument(operand: str, kind: Kind = "r") -> Tensor:
@@ -332,7 +368,7 @@ def trace(
                 hint = f" (traced with {rows} rows and {units} units: sizes must come from shapes)"
             raise rejected(f"{error}{hint}", place) from error
     recorder.log.append(([node.index for node in (*new, *gradients.values())], None))
-    return Recording(recorder.graph, new, gradients, recorder.log)
+    return Recording(recorder.graph, new, gradients, recorder.log, recorder.numbers)
 
 
 def _gradients(
