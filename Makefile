@@ -52,7 +52,8 @@ NAMERNN_FAST_ISA ?= $(shell [ ! -r /proc/cpuinfo ] || grep -q avx512vl /proc/cpu
 # Holds the seconds that compiling took, from which `make test` estimates its time on this machine.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	@echo "compiling the extension, for every instruction set$(if $(NAMERNN_FAST_ISA), up to AVX2): a minute or two"
-	@start=$$(date +%s) && NAMERNN_FAST_TEST_CELLS=1 NAMERNN_FAST_ISA=$(NAMERNN_FAST_ISA) $(PIP) --no-build-isolation --editable ".[bench]" \
+	@start=$$(date +%s) && NAMERNN_FAST_TEST_CELLS=1 NAMERNN_FAST_ISA=$(NAMERNN_FAST_ISA) \
+	  $(PIP) --no-build-isolation --editable ".[bench]" \
 	  && echo $$(($$(date +%s) - start)) > $@
 
 # pip reads the extras of the installed package, and does not build it again.

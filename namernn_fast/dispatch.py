@@ -15,7 +15,7 @@ from .autograd import FusedStack, apply_untransformed
 from .call import Call, Choice, Path, Results, tokens
 from .call.checks import check_ids, check_like_nn_rnn, check_reference_arguments
 from .call.options import PRECISION_BITS, precision_bits
-from .call.prepared_weights import PreparedWeights
+from .call.prepared_weights import NO_GRADIENTS, PreparedWeights
 from .call.time_major import with_batch_first
 from .integrations import onnx, vmap
 from .machine import availability, fp32_precision
@@ -172,9 +172,7 @@ def _run_fused(call: Call, apply: Callable[..., Results], forward: Callable[...,
 
 def _run_prepared(call: Call, prepared: PreparedWeights, forward: Callable[..., Any]) -> Results:
     if torch.is_grad_enabled() and call.requires_grad():
-        raise RuntimeError(
-            "a prepared module computes no gradients: use torch.no_grad(), or call the layer itself"
-        )
+        raise RuntimeError(NO_GRADIENTS)
     tensors, options = call.joined([prepared.tensor])
     output, last = forward(
         call.cell.number,

@@ -131,11 +131,25 @@ def _(cell: int, prepared: Tensor, states: Any, input: Tensor, *_: Any) -> Tenso
 _INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 
 
+def _dtype_name(rows: Any) -> str:
+    """Returns the name of the dtype of a tensor or a NumPy array, and "" for other objects."""
+    return str(getattr(rows, "dtype", "")).removeprefix("torch.")
+
+
+def as_mask(rows: Any) -> Tensor | None:
+    """Returns `rows` as a tensor if it is a bool mask, else None."""
+    if isinstance(rows, list | tuple):
+        is_mask = bool(rows) and all(isinstance(row, bool) for row in rows)
+    else:
+        is_mask = _dtype_name(rows) == "bool"
+    return torch.as_tensor(rows) if is_mask else None
+
+
 def list_of_rows(rows: Any) -> list[int]:
     """Returns the row indices of a stream as a list; does not check the elements."""
     if type(rows) is list:
         return rows
-    if str(getattr(rows, "dtype", "")).endswith("uint8"):  # of PyTorch or NumPy
+    if _dtype_name(rows) == "uint8":
         raise TypeError("rows must not be uint8, which elsewhere is a mask: pass bool or int64")
     rows = rows.tolist() if hasattr(rows, "tolist") else rows
     try:

@@ -66,7 +66,7 @@ def independent(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> 
     return step
 
 
-def _filled(values: float, hidden_size: int, _: bool, blocks: int | None = None) -> Tensor:
+def _filled(values: float, hidden_size: int, blocks: int | None = None) -> Tensor:
     shape = (hidden_size,) if blocks is None else (blocks, hidden_size)
     return torch.full(shape, values, dtype=torch.float64)
 

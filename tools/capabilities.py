@@ -556,6 +556,14 @@ def entry(label: str, name: str) -> tuple[str, str]:
     return verdict, text
 
 
+def names_by_text(texts: dict[str, str]) -> dict[str, list[str]]:
+    """Returns the layer classes with each text."""
+    names: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        names.setdefault(text, []).append(name)
+    return names
+
+
 def note_of(entries: dict[str, tuple[str, str]]) -> str:
     """Returns the last column of a row: all notes, without repetitions.
 
@@ -564,10 +572,7 @@ def note_of(entries: dict[str, tuple[str, str]]) -> str:
     Args:
         entries: the verdict and the note of each layer class.
     """
-    names: dict[str, list[str]] = {}
-    for name, (_, text) in entries.items():
-        if text:
-            names.setdefault(text, []).append(name)
+    names = names_by_text({name: text for name, (_, text) in entries.items() if text})
     if len(names) == 1:
         return next(iter(names))
     return "; ".join(f"{', '.join(layers)}: {text}" for text, layers in names.items())
@@ -575,9 +580,7 @@ def note_of(entries: dict[str, tuple[str, str]]) -> str:
 
 def merged(verdicts: dict[str, str]) -> str:
     """Returns the verdicts as text: one word, or the layers for which each word holds."""
-    layers: dict[str, list[str]] = {}
-    for name, verdict in verdicts.items():
-        layers.setdefault(verdict, []).append(name)
+    layers = names_by_text(verdicts)
     if len(layers) == 1:
         return next(iter(layers))
     return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in layers.items())

@@ -145,10 +145,9 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
             raise TypeError(f"hx must be a Tensor or None, got {type(hx).__name__}")
         return (hx,)
     number = len(cell.states)
-    is_group = isinstance(hx, tuple | list)
-    if cell.torch is not None or (is_group and len(hx) >= number):
-        states = [hx[i] for i in range(number)]  # fails like nn.LSTM if hx has fewer states
-    if not is_group:
+    # For an LSTM, fails like nn.LSTM if hx has fewer states.
+    states = hx if cell.torch is None else [hx[i] for i in range(number)]
+    if not isinstance(hx, tuple | list):
         raise TypeError(f"hx must be {_GROUPS[number]} or None, got {type(hx).__name__}")
     if len(hx) != number:
         raise RuntimeError(f"{cell.name} expects {'two' if number == 2 else number} hidden states")

@@ -13,6 +13,11 @@ from ..machine import fp32_precision
 from ..machine.context import autocast_is_on, is_eager
 from .options import PRECISION_BITS, batch_invariant_is_on
 
+NO_GRADIENTS = (
+    "a prepared module computes no gradients: use torch.no_grad(), or call the layer itself"
+)
+"""The error of a prepared module whose arguments require a gradient."""
+
 
 @dataclass(slots=True)
 class PreparedWeights:

@@ -22,10 +22,9 @@ class Parameter:
     """The parameter's role in torch's layers; `own` if torch's layers have no such parameter."""
     option: Literal["bias", "projections"] | None = None
     """The option that gives layers this parameter; None if all layers have it."""
-    init: Callable[[Any, int, bool], Tensor] | None = None
+    init: Callable[[Any, int], Tensor] | None = None
     """None for uniform draws, as in torch's layers. Otherwise a function that computes the initial
-    values from the constructor's argument, hidden_size, and whether the parameter is trained;
-    `reset_parameters` keeps them."""
+    values from the constructor's argument and hidden_size; `reset_parameters` keeps them."""
 
     @property
     def is_matrix(self) -> bool:

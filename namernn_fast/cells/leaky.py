@@ -49,13 +49,12 @@ LARGEST_LOGIT = 40.0
 """A finite logit whose sigmoid is 1 in every dtype."""
 
 
-def logits_of(rate: Any, hidden_size: int, trained: bool) -> Tensor:
+def logits_of(rate: Any, hidden_size: int) -> Tensor:
     """Returns the logits of the rates, (hidden_size), in float64.
 
     Args:
         rate: a number, or (hidden_size) numbers, above 0 and at most 1.
         hidden_size: the number of units.
-        trained: whether the rates are trained. They must then be below 1.
 
     Raises:
         ValueError: rate has another shape, or is out of range.
@@ -68,11 +67,6 @@ def logits_of(rate: Any, hidden_size: int, trained: bool) -> Tensor:
         )
     if (wrong := given[~((given > 0) & (given <= 1))]).numel():
         raise ValueError(f"rate must be above 0 and at most 1, got {wrong[0]:g}")
-    if trained and bool((given.float() == 1).any()):
-        raise ValueError(
-            f"rate must be below 1 with train_rate=True, because a rate of 1 gets no gradient: got "
-            f"{rate}"
-        )
     return given.logit().clamp(max=LARGEST_LOGIT).expand(hidden_size)
 
 

@@ -70,7 +70,7 @@ def _needs_floats(program: Program) -> bool:
     return carried > 1 or has_means or has_numbers or not program.has_weight_hh
 
 
-def initial_values(values: Any, hidden_size: int, trained: bool, default: Any = None) -> Tensor:
+def initial_values(values: Any, hidden_size: int, default: Any = None) -> Tensor:
     """Returns the initial values of a parameter, or `default` if `values` is None."""
     return torch.as_tensor(default if values is None else values, dtype=torch.float64)
 

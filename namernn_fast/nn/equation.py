@@ -120,7 +120,7 @@ class RecurrentCell:
         return run(arguments, call)
 
 
-def _init_of(values: Initial) -> Callable[[Any, int, bool], Tensor] | None:
+def _init_of(values: Initial) -> Callable[[Any, int], Tensor] | None:
     """Returns `Parameter.init` of a parameter with these initial values."""
     return None if values is None else functools.partial(initial_values, default=values)
 

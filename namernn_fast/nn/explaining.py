@@ -16,7 +16,7 @@ from ..machine.context import is_compiling
 from .base.layer import FusedLayer
 from .base.step_module import FusedCell
 from .base.token_layer import TokenLayer
-from .inference.prepared import Prepared, PreparedCell, PreparedLayer
+from .inference.prepared import Prepared, PreparedCell
 from .inference.stream import Stream
 from .replacing import PLAIN
 from .states import with_steps
@@ -108,7 +108,7 @@ def explain(
     """
     if not isinstance(layer, FusedLayer | FusedCell | TokenLayer | Prepared | Stream):
         raise _wrong_type(layer)
-    if last_state and isinstance(layer, FusedLayer | TokenLayer | PreparedLayer):
+    if last_state and isinstance(layer, FusedLayer | TokenLayer):
         check_forward(layer)
     data = input.data if isinstance(input, PackedSequence) else input
     if not isinstance(data, Tensor):

@@ -1,20 +1,17 @@
 """The method `last_state` of layers and prepared layers."""
 
-from typing import Any, ClassVar, Generic
+from typing import Any, Generic
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..call import Arguments, Lengths, tokens
 from .states import States
-from .weights import check_forward, what_else_runs
+from .weights import what_else_runs
 
 
 class HasLastState(Generic[States]):
     """A module whose calls can return only their last states."""
-
-    _known_forward: ClassVar[Any]
-    """The `forward` whose last states `_last_state` computes."""
 
     def last_state(
         self,
@@ -50,7 +47,6 @@ class HasLastState(Generic[States]):
             input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs, share_prefixes
         )
         module: Any = self
-        check_forward(module)
         what_else = what_else_runs(module)
         if what_else is None:
             return self._last_state(arguments)  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """`FusedLeakyRNN`, `FusedLeakyRNNCell`, `TokenLeakyRNN` and `leaky()`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,14 @@ from .weights import arguments_of
 
 class _HasRates(torch.nn.Module):
     """What `FusedLeakyRNN` and `FusedLeakyRNNCell` share."""
+
+    def __init__(self, *, rate: Any, train_rate: bool, **more: Any) -> None:
+        super().__init__(rate=rate, train_rate=train_rate, **more)
+        if train_rate and bool((torch.as_tensor(rate, device="cpu").float() == 1).any()):
+            raise ValueError(
+                "rate must be below 1 with train_rate=True, because a rate of 1 gets no gradient: "
+                f"got {rate}"
+            )
 
     @property
     def rates(self) -> Tensor:

@@ -1,6 +1,7 @@
 """The states of a layer or step module, as users pass them: one tensor, or a pair of them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -13,7 +14,7 @@ States = TypeVar("States", bound=Tensor | tuple[Tensor, Tensor])
 """The type of a layer's states: a tensor, or a pair if the cell has two."""
 
 
-_OF_SEQUENCES = {"lengths", "reset", "reset_to", "embedding", "padding_idx"}
+_OF_SEQUENCES = {field.name for field in fields(Arguments)}
 
 
 def states_in(hx: Any) -> Sequence[Tensor]:

@@ -61,13 +61,13 @@ def make_parameters(
     for name, (parameter, shape) in zip(module._weight_names(), shapes, strict=True):
         values, trainable = torch.empty(shape, device=device, dtype=dtype), True
         if parameter.init is not None:
-            trainable = own[f"train_{parameter.name}"]
-            initial = parameter.init(own[parameter.name], module.hidden_size, trainable)
+            initial = parameter.init(own[parameter.name], module.hidden_size)
             if initial.shape not in ((), shape[-1:], shape):
                 wanted = f"a number or have shape {tuple(shape)}"
                 got = f"got shape {tuple(initial.shape)}"
                 raise ValueError(f"{parameter.name} must be {wanted}, {got}")
             values.copy_(initial)
+            trainable = own[f"train_{parameter.name}"]
         module.register_parameter(name, torch.nn.Parameter(values, trainable))
     module.reset_parameters()
 
@@ -109,19 +109,23 @@ def what_else_runs(module: torch.nn.Module) -> str | None:
     return "global hooks" if _has_any_global_hook() else None
 
 
-def check_forward(module: Any) -> None:
+def _has_other_forward(module: torch.nn.Module) -> bool:
+    """Returns whether a user's subclass replaced the `forward` of this package's class."""
+    return type(module).forward is not exact_class(module).forward
+
+
+def check_forward(module: torch.nn.Module) -> None:
     """Raises RuntimeError if a subclass replaced the `forward` that `last_state` computes."""
-    cls = type(module)
-    if cls.forward is not cls._known_forward:
+    if _has_other_forward(module):
         raise RuntimeError(
-            f"last_state would not run the forward of {cls.__name__}: call the module and "
+            f"last_state would not run the forward of {type(module).__name__}: call the module and "
             "use its last states, or override last_state"
         )
 
 
 def why_not_preparable(module: torch.nn.Module) -> str | None:
     """Returns why a prepared copy would not behave like the module, or None if it would."""
-    if type(module).forward is not exact_class(module).forward:
+    if _has_other_forward(module):
         return f"the class {type(module).__name__} has a different forward"
     what_else = what_else_runs(module)
     return None if what_else in (None, "global hooks") else f"it has {what_else}"

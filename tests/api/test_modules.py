@@ -141,7 +141,7 @@ def test_declared_parameters_match_torchs_parameters(kind, bias):
 
 def test_custom_cells_get_the_parameters_that_they_declare():
     """The test uses a cell with two gates and an additional parameter, `scale`."""
-    scale = Parameter("scale", ("hidden",), init=lambda value, size, _: torch.full((size,), value))
+    scale = Parameter("scale", ("hidden",), init=lambda value, size: torch.full((size,), value))
     twofold = Cell("twofold", -1, "Twofold", 2, 0, None, usual_parameters(scale))
     layer_class = type("Twofold", (CustomLayer,), {"_cell": twofold})
     step_class = type("TwofoldCell", (CustomStepModule,), {"_cell": twofold})

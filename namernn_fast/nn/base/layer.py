@@ -22,6 +22,7 @@ from ..states import States
 from ..weights import (
     Preparable,
     arguments_of,
+    check_forward,
     current_weights,
     draw_parameters,
     make_parameters,
@@ -118,12 +119,11 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
             return self._as_torch(arguments)
         return run(arguments, self._call(arguments, weights))
 
-    _known_forward = forward
-
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 
     def _last_state(self, arguments: Arguments) -> Any:
+        check_forward(self)
         weights = current_weights(self, self._flat_weights_names)
         if must_serve(arguments, weights, self._cell):
             if arguments.share_prefixes:

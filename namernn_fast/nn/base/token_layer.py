@@ -105,8 +105,6 @@ class TokenLayer(Preparable, torch.nn.Module, Generic[States]):
         more = given(lengths=lengths, reset=reset, reset_to=reset_to, **inputs)
         return self._call_separately(ids, hx, **more)
 
-    _known_forward = forward
-
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward
 

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ... import ops
 from ...call import Arguments, Call, Input, Lengths, given, int8, normalise, tokens
-from ...call.prepared_weights import PreparedWeights, without_memory
+from ...call.prepared_weights import NO_GRADIENTS, PreparedWeights, without_memory
 from ...functional import run, run_last_state
 from ...integrations import onnx
 from ...integrations.fx import make_leaves
@@ -186,7 +186,7 @@ class Prepared(FromExporter, Saved, Generic[States]):
         if self._panels is not None and not recorded:
             return None
         if torch.is_grad_enabled() and _requires_grad(arguments):
-            _refuse("computes no gradients")
+            raise RuntimeError(NO_GRADIENTS)
         if self._panels is None:
             return self._layer
         if is_dynamo_compiling():
@@ -256,8 +256,6 @@ class PreparedLayer(Prepared[States], HasLastState[States]):
             return plain(input, hx, **arguments.keywords())  # type: ignore[no-any-return]
         self._add_embedding(arguments)
         return run(arguments, self._call(arguments))
-
-    _known_forward = forward
 
     if TYPE_CHECKING:  # torch annotates __call__ as returning Any
         __call__ = forward

@@ -23,6 +23,7 @@ from ...machine.context import (
 from ...machine.torch_private import is_wrapper
 from ...ops import BATCH_INVARIANT, state_sizes
 from ...prepared_ops import (
+    as_mask,
     check_integers,
     check_rows,
     checked_rows,
@@ -187,7 +188,7 @@ class Stream:
         Raises:
             RuntimeError, TypeError: as in a call, or the mask has another shape.
         """
-        mask = None if rows is None else _as_mask(rows)
+        mask = None if rows is None else as_mask(rows)
         if mask is not None:
             if mask.shape != (self._batch,):
                 wanted, got = f"({self._batch},)", tuple(mask.shape)
@@ -370,15 +371,6 @@ def _stream(prepared: Any, batch: int, states: Temporary) -> Stream:
     stream = Stream(prepared, batch)
     stream.states = states.value
     return stream
-
-
-def _as_mask(rows: Any) -> Tensor | None:
-    """Returns `rows` as a tensor if it is a bool mask, else None."""
-    if isinstance(rows, list | tuple):
-        is_mask = bool(rows) and all(isinstance(row, bool) for row in rows)
-    else:
-        is_mask = str(getattr(rows, "dtype", "")).endswith("bool")  # of PyTorch or NumPy
-    return torch.as_tensor(rows) if is_mask else None
 
 
 def _refuse(why: str) -> NoReturn:
