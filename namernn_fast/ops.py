@@ -289,7 +289,7 @@ def hidden_size(
     if options & SUMS:
         assert input is not None
         return input.shape[-1] // (cell.gates * directions_of(options))
-    return weights[0].shape[input is not None and has_ids(input)] // cell.gates
+    return weights[0].shape[int(input is not None and has_ids(input))] // cell.gates
 
 
 def heads_of(cell: Cell, weights: Sequence[Tensor], hidden_size: int, options: int = 0) -> int:
@@ -340,7 +340,8 @@ def directions_of(options: int) -> int:
 
 def parameters_of(cell: Cell, options: int) -> tuple[Parameter, ...]:
     """Returns the parameters that each direction of a layer has, in the order of its weights."""
-    present = cell.present[options & BIAS > 0][options & PROJECTIONS > 0]
+    # Dynamo of torch 2.10 and 2.11 cannot index tuples with bools.
+    present = cell.present[int(options & BIAS > 0)][int(options & PROJECTIONS > 0)]
     return present[1:] if options & SUMS else present
 
 

@@ -24,7 +24,26 @@ namespace namernn_fast {
 namespace {
 
 using OptionalTensor = std::optional<Tensor>;
-using OptionalText = std::optional<std::string>;
+using OptionalText = std::optional<StringHandle>;
+
+// Takes ownership of a string argument, and returns its text. Operators take handles because
+// torch's conversion to std::string leaks a copy of the string on every call.
+std::string take(StringHandle handle) {
+  size_t length;
+  const char* data;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+  std::string text(data, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return text;
+}
+
+// Returns the cell for the arguments `cell` and `program` of an operator, and takes ownership of
+// `program`. Operators call it first, so that no error leaks the string.
+std::shared_ptr<const Cell> take_cell(int64_t cell, OptionalText program) {
+  if (!program) return cell_of(cell, std::nullopt);
+  return cell_of(cell, take(*program));
+}
 
 // Checks the preconditions of share_prefixes.
 void check_sharing(const Stack& stack, const Options& options) {
@@ -41,12 +60,11 @@ void check_sharing(const Stack& stack, const Options& options) {
 }
 
 // Checks the arguments that `forward` and `backward` share, and returns them as a Stack.
-Stack check_call(int64_t number, const OptionalText& program, const Tensor& input,
-                 const Tensors& tensors, const OptionalTensor& sequence_layout,
-                 const OptionalTensor& reset, const Options& options) {
+Stack check_call(std::shared_ptr<const Cell> cell, const Tensor& input, const Tensors& tensors,
+                 const OptionalTensor& sequence_layout, const OptionalTensor& reset,
+                 const Options& options) {
   check(!options.int8, "options must not set INT8 without prepared weights");
   check(!options.for_backward, "options must not set FOR_BACKWARD without prepared weights");
-  std::shared_ptr<const Cell> cell = cell_of(number, program);
   const Lists lists = split(*cell, tensors, options);
   Stack stack = check_stack(*cell, input, lists.states, lists.weights,
                             read_batch(input, sequence_layout, reset, options), options);
@@ -79,10 +97,11 @@ std::tuple<Tensor, Tensors, Tensors> forward(int64_t cell, const Tensor& input,
                                              const Tensors& tensors,
                                              const OptionalTensor& sequence_layout,
                                              const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees, const OptionalText& program) {
+                                             int64_t trees, OptionalText program) {
+  std::shared_ptr<const Cell> described = take_cell(cell, program);
   const Options options = read_options(bits, trees);
-  return run_forward(check_call(cell, program, input, tensors, sequence_layout, reset, options),
-                     options);
+  return run_forward(
+      check_call(std::move(described), input, tensors, sequence_layout, reset, options), options);
 }
 
 Sizes sizes_of(const std::vector<int64_t>& sizes) {
@@ -98,11 +117,11 @@ std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
                                              const std::vector<int64_t>& sizes,
                                              const OptionalTensor& sequence_layout,
                                              const OptionalTensor& reset, int64_t bits,
-                                             int64_t trees, const OptionalText& program) {
+                                             int64_t trees, OptionalText program) {
+  const std::shared_ptr<const Cell> described = take_cell(cell, program);
   const Options options = read_options(bits, trees);
   check(!options.want_saved && !options.for_backward,
         "options must not set WANT_SAVED or FOR_BACKWARD for a prepared layer");
-  const std::shared_ptr<const Cell> described = cell_of(cell, program);
   const Lists lists = split(*described, tensors, options);
   check(lists.weights.size() == 1, "tensors must end with one prepared tensor, got ",
         lists.weights.size());
@@ -128,28 +147,27 @@ Stack check_layers_to_prepare(const Cell& cell, const Tensors& weights,
 }
 
 Tensor prepare_operator(int64_t cell, const Tensors& weights, const std::vector<int64_t>& sizes,
-                        int64_t bits, const OptionalText& program) {
+                        int64_t bits, OptionalText program) {
+  const std::shared_ptr<const Cell> described = take_cell(cell, program);
   check(!weights.empty(), "weights must not be empty");
   const Options options = read_options(bits, 0);
-  const std::shared_ptr<const Cell> described = cell_of(cell, program);
   return prepare(
       check_layers_to_prepare(*described, weights, sizes, dtype_of(weights[0]), options));
 }
 
 void refresh_operator(const Tensor& prepared, int64_t cell, const Tensors& weights,
-                      const std::vector<int64_t>& sizes, int64_t bits,
-                      const OptionalText& program) {
+                      const std::vector<int64_t>& sizes, int64_t bits, OptionalText program) {
+  const std::shared_ptr<const Cell> described = take_cell(cell, program);
   const Options options = read_options(bits, 0);
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
-  const std::shared_ptr<const Cell> described = cell_of(cell, program);
   refresh(check_layers_to_prepare(*described, weights, sizes, dtype, options), prepared);
 }
 
 Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<int64_t>& sizes,
-                        int64_t bits, const OptionalText& program) {
+                        int64_t bits, OptionalText program) {
+  const std::shared_ptr<const Cell> described = take_cell(cell, program);
   const Options options = read_options(bits, 0);
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
-  const std::shared_ptr<const Cell> described = cell_of(cell, program);
   Stack stack = check_layers(*described, sizes_of(sizes), dtype, options);
   check(!options.for_backward, "options must not set FOR_BACKWARD to unpack weights");
   set_prepared(stack, prepared);
@@ -158,9 +176,9 @@ Tensors unpack_operator(const Tensor& prepared, int64_t cell, const std::vector<
 
 Tensor step_operator(int64_t cell, const Tensor& prepared, const Tensors& states,
                      const Tensor& input, const OptionalTensor& rows, const Tensors& inputs,
-                     int64_t bits, const OptionalText& program) {
+                     int64_t bits, OptionalText program) {
+  const std::shared_ptr<const Cell> described = take_cell(cell, program);
   const Options options = read_options(bits, 0);
-  const std::shared_ptr<const Cell> described = cell_of(cell, program);
   check(!states.empty() && states.size() <= size_t(kMostStates), "states must hold 1 to ",
         kMostStates, " tensors, got ", states.size());
   bool on_cpu = prepared.is_cpu() && input.is_cpu() && (!rows || rows->is_cpu());
@@ -311,9 +329,11 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
                  const OptionalTensor& grad_output,
                  const std::vector<OptionalTensor>& grad_last_states,
                  const std::vector<bool>& wanted, const std::vector<int64_t>& want_layers,
-                 const OptionalText& program) {
+                 OptionalText program) {
+  std::shared_ptr<const Cell> described = take_cell(cell, program);
   const Options options = read_options(bits, trees);
-  const Stack stack = check_call(cell, program, input, tensors, sequence_layout, reset, options);
+  const Stack stack =
+      check_call(std::move(described), input, tensors, sequence_layout, reset, options);
   BackwardTensors grads;
   read_results(stack, options, output, saved, grads);
   read_gradients(stack, options, grad_output, grad_last_states, grads);
@@ -383,7 +403,8 @@ std::tuple<int64_t, int64_t, double, int64_t> cpu_plan(const std::vector<int64_t
 
 // Returns the name of the instructions that multiply float numbers, bfloat16 numbers or 8-bit
 // integers.
-std::string cpu_kernel(const std::string& numbers) {
+std::string cpu_kernel(StringHandle argument) {
+  const std::string numbers = take(argument);
   check(numbers == "float" || numbers == "bfloat16" || numbers == "int8",
         "numbers must be float, bfloat16 or int8, got ", numbers);
   return numbers == "int8"       ? kernels().int8->name

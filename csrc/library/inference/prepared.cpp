@@ -81,7 +81,8 @@ int64_t elements_of(const Stack& stack, Parameter vector) {
 
 // Returns the offsets of one direction's weights in layer k, starting at the offset `begin`.
 PreparedParts parts_from(const Stack& stack, int64_t k, int64_t begin) {
-  PreparedParts parts{begin};
+  PreparedParts parts{};
+  parts.panels = begin;
   with_storage(stack.dtype, [&](auto storage) {
     using Scalar = decltype(storage);
     const KernelsFor<Scalar>& kernels = prepared_kernels<Scalar>(stack);

@@ -77,7 +77,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             ValueError: input or hx has neither 1 nor 2 dimensions.
             RuntimeError: a size, dtype or device does not match, or the nonlinearity is unknown.
         """
-        weights = current_weights(self, self._names[not self.bias])
+        weights = current_weights(self, self._names[int(not self.bias)])
         has_inputs = inputs and given(**inputs)
         if is_grad_enabled():
             last = self._training_step(input, hx, inputs, weights) if is_eager() else None
@@ -208,7 +208,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         return PreparedCell(self, dtype)
 
     def _weight_names(self) -> Sequence[str]:
-        return self._names[not self.bias]
+        return self._names[int(not self.bias)]
 
     def why_not_fused(
         self, input: Tensor, hx: Any = None, weights: Sequence[Tensor] | None = None
