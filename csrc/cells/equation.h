@@ -65,9 +65,9 @@ inline Vec<Scalar> compute(Vec<Scalar> a, Vec<Scalar> b, Vec<Scalar> c) {
     case Operation::div:
       return a / b;
     case Operation::min:
-      return (a < b) | (a != a) ? a : b;
+      return ((a < b) | (a != a)) ? a : b;
     case Operation::max:
-      return (a > b) | (a != a) ? a : b;
+      return ((a > b) | (a != a)) ? a : b;
     case Operation::lt:
       return as_number(a < b);
     case Operation::le:
