@@ -6,11 +6,12 @@ the workloads are timed.
 """
 
 import statistics
+from dataclasses import replace
 
 import torch
 
 from benchmarks.cpu import memory
-from benchmarks.harness import columns
+from benchmarks.harness import columns, pages
 from benchmarks.harness.columns import BATCH, SHAPE, Column, Row, Rows
 from benchmarks.harness.grid import (
     EPOCH,
@@ -29,6 +30,7 @@ from benchmarks.harness.study import Calls, Document, Study, draw_input
 from benchmarks.names import data, epoch
 from benchmarks.report import speed
 from namernn_fast import FusedRNN, explain
+from namernn_fast.bench.machine import cpu_name
 from namernn_fast.bench.tables import TIMES
 from namernn_fast.bench.timed_calls import gated_calls, rows_of_oracle
 from namernn_fast.names import encode_names
@@ -163,5 +165,24 @@ STUDY = Study(
     draw=speed.draw,
 )
 
+
+def main() -> None:
+    parser = pages.parser(__doc__, STUDY.seconds)
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="with --record: time the recorded grid again, to see how much the speed-ups differ",
+    )
+    options = pages.parse(parser)
+    if not options.again:
+        STUDY.main(options)
+        return
+    if options.record != pages.ALL:
+        parser.error("--again needs --record")
+    if (recorded := pages.recorded(STUDY.name)["cpu"]) != cpu_name():
+        parser.error(f"--again: the grid was recorded on {recorded}, this is {cpu_name()}")
+    replace(STUDY, of_records=lambda case: {}).main(options, again=True)
+
+
 if __name__ == "__main__":
-    STUDY.main()
+    main()

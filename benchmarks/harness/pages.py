@@ -21,6 +21,8 @@ from namernn_fast import ops
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
 
+ALL = "all"
+"""The default value of `--record`."""
 AVX2 = "avx2"
 """The value of `--record`, and the folder of results, of runs with AVX2."""
 FAILED = "Checks that failed (their workloads were not timed):"
@@ -37,9 +39,9 @@ def parser(description: str, seconds: float | None = None) -> argparse.ArgumentP
     parser.add_argument(
         "--record",
         nargs="?",
-        const="all",
+        const=ALL,
         default="",
-        choices=("all", AVX2),
+        choices=(ALL, AVX2),
         help="replace the recorded results and the tables in docs, or only those of avx2",
     )
     if seconds is not None:
@@ -104,6 +106,12 @@ def folder_of(record: str | bool) -> Path:
     folder = RESULTS / AVX2 if record == AVX2 else RESULTS if record else SCRATCH
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """Returns the document of a recorded run."""
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return document
 
 
 def publish(

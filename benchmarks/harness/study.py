@@ -30,6 +30,8 @@ from namernn_fast.testing import BudgetError
 
 Document = dict[str, Any]
 Calls = Mapping[str, TimedCall]
+AGAIN = "again"
+"""The key of a document for the rows of a second run."""
 CheckedCalls = dict[str, TimedCall | BudgetError]
 """Calls by name. A rival with wrong results has its error instead of its call."""
 QUICK_CASES = 3
@@ -198,8 +200,11 @@ class Study:
             parts += tables
         return "\n\n".join(parts)
 
-    def main(self, options: argparse.Namespace | None = None) -> None:
-        """Runs the program. By default, `options` come from the command line."""
+    def main(self, options: argparse.Namespace | None = None, *, again: bool = False) -> None:
+        """Runs the program. By default, `options` come from the command line.
+
+        If `again`, this is a second run: its rows are added to the recorded document.
+        """
         options = options or pages.parse(pages.parser(self.description, self.seconds))
         wrong: list[str] = []
         rows = self.run(options, wrong)
@@ -208,6 +213,8 @@ class Study:
         counts = [len(times) for row in rows for times in row["seconds"].values()]
         document["rounds"] = [min(counts, default=0), max(counts, default=0)]
         document["rows"] = rows
+        if again:
+            document = pages.recorded(self.name) | {AGAIN: rows}
         sections = self.sections if rows else ()
         pages.publish(self.name, document, sections, options.record, wrong, self.draw)
 

@@ -3,9 +3,6 @@
 Run `python -m benchmarks.report.sections` after a change in the layout of a table.
 """
 
-import json
-from typing import Any
-
 from benchmarks.cases import __main__ as cases
 from benchmarks.cpu import (
     applications,
@@ -31,15 +28,9 @@ from benchmarks.cpu import (
     waiting,
     wide,
 )
-from benchmarks.harness.pages import AVX2, write_section
+from benchmarks.harness.pages import AVX2, recorded, write_section
 from benchmarks.harness.paths import RESULTS, sections_of_avx2
 from benchmarks.names import classifier, study
-
-
-def recorded(name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return document
-
 
 STUDIES = (
     grid,

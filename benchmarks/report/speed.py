@@ -5,7 +5,7 @@
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -24,7 +24,7 @@ from benchmarks.harness.grid import (
     shape,
 )
 from benchmarks.harness.paths import PERFORMANCE_TABLES, RESULTS, ROOT
-from benchmarks.harness.study import machine
+from benchmarks.harness.study import AGAIN, machine
 from benchmarks.report.plots import save
 from namernn_fast.bench import plot
 from namernn_fast.bench.plot import Timings, speed_up, speed_ups
@@ -51,9 +51,9 @@ CLASSES: dict[str, Callable[[Workload], bool]] = {
 """Classes of workloads that a user recognises."""
 
 
-def timings_of(document: Document) -> Timings:
+def timings_of(document: Document, run: str = "rows") -> Timings:
     """Returns the median seconds per call of each layer, by workload."""
-    return {Workload.of(row): row["medians"] for row in document["rows"]}
+    return {Workload.of(row): row["medians"] for row in document[run]}
 
 
 def select(timings: Timings, **wanted: object) -> Timings:
@@ -132,7 +132,33 @@ def summary(document: Document) -> str:
         f"Geometric means of the speed-ups {'; '.join(layers)}. The {len(timings)} workloads of "
         f"[the tables]({tables}) and of the plot were measured on {document['cpu']} "
         f"(`{document['path']}`) with {document['threads'][-1]} threads, in float32."
+        f"{repeatability(document)}"
     )
+
+
+def repeatability(document: Document) -> str:
+    """Returns how much the speed-ups of a second run differ, or "" if there was only one run."""
+    if AGAIN not in document:
+        return ""
+    runs = timings_of(document), timings_of(document, AGAIN)
+    first, second = ([speed_up(w, run[w]) for w in runs[0]] for run in runs)
+    single = [_percent(pair) for pair in zip(first, second, strict=True)]
+    kinds = {(w.cell, w.mode) for w in runs[0] if w.mode in MODES}
+    means = [
+        [statistics.geometric_mean(speed_ups(select(run, cell=cell, mode=mode))) for run in runs]
+        for cell, mode in kinds
+    ]
+    most = max(map(_percent, means))
+    typical, largest = statistics.median(single), max(single)
+    return (
+        f" In a second run, the means differed by at most {most:.1f} %, and the speed-ups of "
+        f"single workloads typically by {typical:.1f} % (at most {largest:.1f} %)."
+    )
+
+
+def _percent(pair: Sequence[float]) -> float:
+    """Returns the difference of two positive values, in percent of the smaller one."""
+    return 100 * (max(pair) / min(pair) - 1)
 
 
 def summary_and_plot(document: Document) -> str:

@@ -52,7 +52,7 @@ from benchmarks.harness.grid import (
 from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import PERFORMANCE_TABLES, ROOT, Section
 from benchmarks.harness.spread import speed_up_interval
-from benchmarks.harness.study import Study, grid
+from benchmarks.harness.study import AGAIN, Study, grid
 from benchmarks.report import speed
 from namernn_fast import FusedLeakyRNN, FusedLSTM, Stream, explain
 from namernn_fast.bench import timed_calls
@@ -432,6 +432,30 @@ def test_a_run_of_the_grid_is_recorded_only_on_request(repository, monkeypatch):
     assert "| all of these sizes" in by_class
     assert "The 2 workloads of" in summary
     assert "(benchmarks/results/speedup_overview.png)" in summary
+    assert "second run" not in summary
+
+    first = pages.recorded("grid")
+    study.main(options(record=True, quick=False), again=True)
+    second = pages.recorded("grid")
+    assert {name: value for name, value in second.items() if name != AGAIN} == first
+    assert len(second[AGAIN]) == 2
+    table_again, _, summary_again = (section.page.read_text() for section in study.sections)
+    assert table_again == table
+    assert summary_again.replace(speed.repeatability(second), "") == summary
+    assert "In a second run, the means differed by at most" in summary_again
+
+
+def test_the_summary_compares_a_second_run():
+    def row(batch, fused):
+        workload = Workload(DENSE, FORWARD, batch, 4, 3, 2)
+        return dataclasses.asdict(workload) | {"medians": {"nn.RNN": 1.0, "FusedRNN": fused}}
+
+    rows = [row(batch, 0.5) for batch in (1, 2, 4)]
+    again = [row(1, 0.5), row(2, 0.5 / 1.1), row(4, 0.5 * 1.21)]
+    text = speed.repeatability({"rows": rows, AGAIN: again})
+    # The factors 1, 1.1 and 1 / 1.21 have a geometric mean of 1.1 ** (-1 / 3).
+    assert "means differed by at most 3.2 %" in text
+    assert "typically by 10.0 % (at most 21.0 %)" in text
 
 
 def small_grid(folder, workloads):
