@@ -46,7 +46,8 @@ def empty_operator() -> dict[str, float]:
     """Returns the overhead of a step's operator, measured in seconds on an empty batch."""
     stream = prepare_rnn(torch.nn.LSTM(1, 1)).stream(0)
     panels, frame = stream._prepared._panels, torch.zeros(0, 1)
-    arguments = panels.tensor, stream._states, frame, None, (), panels.options
+    cell = panels.cell.number
+    arguments = cell, panels.tensor, stream._states, frame, None, (), panels.options
     seconds = min(timed(lambda: prepared_ops.step(*arguments), 10_000) for _ in range(7))
     return {"empty_operator": seconds}
 

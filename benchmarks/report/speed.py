@@ -151,8 +151,8 @@ def repeatability(document: Document) -> str:
     most = max(map(_percent, means))
     typical, largest = statistics.median(single), max(single)
     return (
-        f" In a second run, the means differed by at most {most:.1f} %, and the speed-ups of "
-        f"single workloads typically by {typical:.1f} % (at most {largest:.1f} %)."
+        f" In a second run, the means differed by at most {most:.0f} %, and the speed-ups of "
+        f"single workloads typically by {typical:.0f} % (at most {largest:.0f} %)."
     )
 
 
