@@ -52,7 +52,10 @@ CLASSES: dict[str, Callable[[Workload], bool]] = {
 
 
 def timings_of(document: Document, run: str = "rows") -> Timings:
-    """Returns the median seconds per call of each layer, by workload."""
+    """Returns the median seconds per call of each layer, by workload.
+
+    `run` is the key of the rows in the document.
+    """
     return {Workload.of(row): row["medians"] for row in document[run]}
 
 
@@ -140,14 +143,15 @@ def repeatability(document: Document) -> str:
     """Returns how much the speed-ups of a second run differ, or "" if there was only one run."""
     if AGAIN not in document:
         return ""
-    runs = timings_of(document), timings_of(document, AGAIN)
-    first, second = ([speed_up(w, run[w]) for w in runs[0]] for run in runs)
-    single = [_percent(pair) for pair in zip(first, second, strict=True)]
-    kinds = {(w.cell, w.mode) for w in runs[0] if w.mode in MODES}
-    means = [
-        [statistics.geometric_mean(speed_ups(select(run, cell=cell, mode=mode))) for run in runs]
-        for cell, mode in kinds
-    ]
+    first, second = timings_of(document), timings_of(document, AGAIN)
+    pairs = {w: (speed_up(w, first[w]), speed_up(w, medians)) for w, medians in second.items()}
+    of_layers: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for workload, pair in pairs.items():
+        if workload.mode in MODES:
+            of_layers.setdefault((workload.cell, workload.mode), []).append(pair)
+    runs = (zip(*each, strict=True) for each in of_layers.values())
+    means = (list(map(statistics.geometric_mean, run)) for run in runs)
+    single = [_percent(pair) for pair in pairs.values()]
     most = max(map(_percent, means))
     typical, largest = statistics.median(single), max(single)
     return (

@@ -461,6 +461,41 @@ def test_the_summary_compares_a_second_run():
     # The factors 1, 1.1 and 1 / 1.21 have a geometric mean of 1.1 ** (-1 / 3).
     assert "means differed by at most 3 %" in text
     assert "typically by 10 % (at most 21 %)" in text
+    # A workload whose second run failed its check is left out.
+    assert "(at most 10 %)" in speed.repeatability({"rows": rows, AGAIN: again[:2]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--again"], "--again needs --record"),
+        (["--again", "--record"], "the grid was recorded on"),
+    ],
+)
+def test_a_second_run_needs_a_record_of_this_processor(arguments, message, monkeypatch, capsys):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr("sys.argv", ["grid", *arguments])
+    monkeypatch.setattr(cpu_grid, "cpu_name", lambda: "another processor")
+    with pytest.raises(SystemExit):
+        cpu_grid.main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_recorded_run_ends_with_the_grid_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu_run, "SCRATCH", tmp_path)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr("sys.argv", ["run", "--record"])
+    commands = []
+
+    def run(command, cwd):
+        commands.append(command[2:])
+        return Mock(returncode=0)
+
+    monkeypatch.setattr(cpu_run.subprocess, "run", run)
+    cpu_run.main()
+    assert [name for name, *_ in commands].count("benchmarks.cpu.grid") == 2
+    assert commands[-1][:2] == ["benchmarks.cpu.grid", "--again"]
+    assert "--record=all" in commands[-1]
 
 
 def small_grid(folder, workloads):
