@@ -131,25 +131,42 @@ def _(cell: int, prepared: Tensor, states: Any, input: Tensor, *_: Any) -> Tenso
 _INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
 
 
-def _dtype_name(rows: Any) -> str:
-    """Returns the name of the dtype of a tensor or a NumPy array, and "" for other objects."""
-    return str(getattr(rows, "dtype", "")).removeprefix("torch.")
-
-
 def as_mask(rows: Any) -> Tensor | None:
     """Returns `rows` as a tensor if it is a bool mask, else None."""
     if isinstance(rows, list | tuple):
         is_mask = bool(rows) and all(isinstance(row, bool) for row in rows)
     else:
-        is_mask = _dtype_name(rows) == "bool"
+        is_mask = str(getattr(rows, "dtype", "")) in ("bool", "torch.bool")
     return torch.as_tensor(rows) if is_mask else None
 
 
-def list_of_rows(rows: Any) -> list[int]:
-    """Returns the row indices of a stream as a list; does not check the elements."""
-    if type(rows) is list:
+def check_mask(mask: Tensor, sequences: int) -> None:
+    """Raises ValueError unless a mask has an element for each sequence of a stream."""
+    if mask.shape != (sequences,):
+        raise ValueError(
+            f"rows must be integers or a mask of shape ({sequences},), got a mask of shape "
+            f"{tuple(mask.shape)}"
+        )
+
+
+def list_of_rows(rows: Any, sequences: int) -> list[int]:
+    """Returns the row indices of a stream as a list; does not check the elements.
+
+    Args:
+        rows: indices, or a mask.
+        sequences: the number of sequences of the stream.
+
+    Raises:
+        TypeError: rows are neither.
+        ValueError: the mask has another shape.
+    """
+    if type(rows) is list and not (rows and type(rows[0]) is bool):
         return rows
-    if _dtype_name(rows) == "uint8":
+    mask = as_mask(rows)
+    if mask is not None:
+        check_mask(mask, sequences)
+        return mask.nonzero().flatten().tolist()
+    if isinstance(rows, Tensor) and rows.dtype == torch.uint8:
         raise TypeError("rows must not be uint8, which elsewhere is a mask: pass bool or int64")
     rows = rows.tolist() if hasattr(rows, "tolist") else rows
     try:
@@ -166,9 +183,7 @@ def check_integers(rows: Sequence[Any]) -> None:
         else:
             is_integer = not isinstance(row, bool) and hasattr(row, "__index__")
         if not is_integer:
-            is_bool = isinstance(row, bool) or getattr(row, "dtype", None) == torch.bool
-            hint = " (pass mask.nonzero().flatten())" if is_bool else ""
-            raise TypeError(f"rows must be integers, got {rows}{hint}")
+            raise TypeError(f"rows must be integers or a bool mask, got {rows}")
 
 
 def check_rows(rows: Sequence[Any], sequences: int) -> None:
@@ -181,7 +196,7 @@ def check_rows(rows: Sequence[Any], sequences: int) -> None:
 
 @torch.library.impl(ops.library, "checked_rows", "CompositeExplicitAutograd")
 def _(rows: Tensor, sequences: int) -> Tensor:
-    check_rows(list_of_rows(rows), sequences)
+    check_rows(list_of_rows(rows, sequences), sequences)
     return rows.to(torch.int64, copy=True)
 
 

@@ -126,120 +126,15 @@ def test_a_forked_child_computes_the_same_results_as_its_parent(cell, used, run)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the fallback to one thread")
-def test_a_forked_child_copies_and_zeroes_large_tensors_without_hanging(run):
-    """A child has no pool threads, which torch would use to copy or zero large tensors.
-
-    A layer copies inputs and gradients if the feature dimension is not contiguous. It always zeroes
-    the gradients of reset_to, and if the batch has no rows, the gradients of weights.
-    """
-    program = FORK + (
-        "import signal\n"
-        "def prepared(what):\n"
-        "    x = torch.randn(16, 64, 40, generator=torch.Generator().manual_seed(1))\n"
-        "    x = x.permute(1, 2, 0)\n"
-        "    if what != 'transposed': x = x.contiguous()\n"
-        "    x.requires_grad_()\n"
-        "    grad_output = torch.ones(()).expand(64, 40, 600)\n"
-        "    if what != 'expanded': grad_output = grad_output.contiguous()\n"
-        "    lengths = [0] * 40 if what == 'empty' else None\n"
-        "    wanted = list(module.parameters()) if what == 'empty' else [x]\n"
-        "    layer, more = module, {}\n"
-        "    if what == 'resets':\n"
-        "        more['reset'] = torch.arange(64 * 40).view(64, 40) % 5 == 0\n"
-        "        more['reset_to'] = torch.ones(64, 1, 40, 600, requires_grad=True)\n"
-        "        layer, wanted = FusedRNN(16, 600), [more['reset_to']]\n"
-        "    def results():\n"
-        "        output = layer(x, lengths=lengths, **more)[0]\n"
-        "        values = [output.detach(), *torch.autograd.grad(output, wanted, grad_output)]\n"
-        "        return [value.numpy().tobytes() for value in values]\n"
-        "    return results\n"
-        "torch.ones(10**6).sum()\n"  # starts the threads of the pool
-        "for what in ('transposed', 'expanded', 'empty', 'resets'):\n"
-        "    results = prepared(what)\n"
-        "    before = results()\n"
-        "    pid = os.fork()\n"
-        "    if not pid:\n"
-        "        signal.alarm(300)\n"  # kills a child that hangs
-        "        print(what, results() == before, flush=True)\n"
-        "        os._exit(0)\n"
-        "    assert os.waitpid(pid, 0)[1] == 0\n"
-    )
-    names = ("transposed", "expanded", "empty", "resets")
-    assert run(program) == [word for name in names for word in (name, "True")]
-
-
-COPIES = """
-import os, signal, torch
-from namernn_fast import FusedLeakyRNN, FusedLSTM
-
-torch.set_num_threads(2)
-torch.manual_seed(0)
-prepared = FusedLSTM(4, 300).prepare()
-leaky = FusedLeakyRNN(4, 300)
-x, noise = torch.randn(2, 60, 4), torch.randn(2, 60, 300)
-leaves = x.clone().requires_grad_(), noise.clone().requires_grad_()
-stream, noisy = prepared.stream(120), leaky.prepare().stream(120)
-
-def frame(x):
-    return x.view(120, -1)
-
-def reset(rows):
-    other = stream.fork()
-    other.reset(rows)
-    return other.states
-
-def with_states():
-    other = prepared.stream(120)
-    other.states = stream.states
-    return other.states
-
-def gradients():
-    with torch.enable_grad():
-        output = leaky(leaves[0], noise=leaves[1])[0]
-    return torch.autograd.grad(output, leaves, torch.ones(()).expand(2, 60, 300))
-
-calls = {
-    "new": lambda: prepared.stream(120)(frame(x)),
-    "states": lambda: stream.states,
-    "assigned": with_states,
-    "fork": lambda: stream.fork()(frame(x)),
-    "reset": lambda: reset(None),
-    "rows": lambda: reset(range(0, 120, 2)),
-    "out": lambda: stream.fork()(frame(x), out=torch.empty(300, 120).T),
-    "stream": lambda: noisy.fork()(frame(x), noise=frame(noise)),
-    "layer": lambda: leaky(x, noise=noise)[0],
-    "prepared": lambda: noisy._prepared(x, noise=noise)[0],
-    "gradients": gradients,
-}
-
-def results(call):
-    values = calls[call]()
-    values = values if isinstance(values, tuple) else (values,)
-    return [value.numpy().tobytes() for value in values]
-
-with torch.no_grad():
-    stream(frame(x))
-    torch.ones(10**6).sum()  # starts the threads of the pool
-    for call in calls:
-        before = results(call)
-        pid = os.fork()
-        if not pid:
-            signal.alarm(60)  # kills a child that hangs
-            print(call, results(call) == before, flush=True)
-            os._exit(0)
-        if os.waitpid(pid, 0)[1]:
-            print(call, "hangs", flush=True)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-def test_a_forked_child_copies_large_states_and_noise_without_hanging(run):
-    """Torch copies larger tensors on its thread pool, which a forked child does not inherit."""
-    words = run(COPIES)
-    assert len(words) == 22
-    assert {*words[1::2]} == {"True"}, words
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the threads of its process from /proc")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_call_runs_in_a_forked_child(kind, run_program, tmp_path):
+    """The child runs torch's own operators as well, and on as many threads as the parent."""
+    program = Path(__file__).with_name("forked_calls.py")
+    path = os.pathsep.join(map(str, program.parents[1:3]))
+    *faults, count = run_program(program, kind, cwd=tmp_path, PYTHONPATH=path).splitlines()
+    assert not faults
+    assert int(count) > 60
 
 
 def test_an_interrupt_is_raised_after_the_current_call(run):

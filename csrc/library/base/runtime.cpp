@@ -1,10 +1,9 @@
 #include "library/base/runtime.h"
 
-#include <pthread.h>
-#include <sys/stat.h>
 #include <torch/csrc/stable/ops.h>
 #if defined(__linux__)
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,6 +16,9 @@
 #include <thread>
 
 #include "processor.h"
+
+// Of torch's OpenMP library, if that has OpenMP 5.0. Otherwise null.
+extern "C" [[gnu::weak]] int omp_pause_resource_all(int kind);
 
 namespace namernn_fast {
 
@@ -79,19 +81,16 @@ void wake_all(const uint32_t*) {}
 uint32_t current_processor() { return 0; }
 #endif
 
-// True in a process that was forked from a multithreaded process. fork() copies only the calling
-// thread, so GCC's OpenMP would wait forever for the other threads of its pool.
-bool pool_lost = false;
-
 #if defined(__linux__)
-[[maybe_unused]] const int fork_watched = [] {
-  static bool has_threads = false;
-  const auto prepare = [] {
-    struct stat tasks;  // st_nlink is 2 plus the number of threads
-    has_threads = stat("/proc/self/task", &tasks) != 0 || tasks.st_nlink != 3;
-  };
-  return pthread_atfork(prepare, nullptr, [] { pool_lost = pool_lost || has_threads; });
-}();
+// fork() copies only the calling thread, but GCC's OpenMP, torch's thread pool, would wait in the
+// child for the threads of the parent. So the calling thread ends its pool before each fork; the
+// next parallel operator starts another. Other OpenMP libraries handle forks themselves.
+[[maybe_unused]] const int fork_watched = pthread_atfork(
+    [] {
+      constexpr int omp_pause_soft = 1;
+      if (omp_pause_resource_all) omp_pause_resource_all(omp_pause_soft);
+    },
+    nullptr, nullptr);
 #endif
 
 }  // namespace
@@ -108,12 +107,7 @@ Runtime Resources::runtime() const {
   return {machine_, &run_in_pool, take, &yield_processor, &sleep_at, &wake_all, &current_processor};
 }
 
-bool is_pool_lost() { return pool_lost; }
-
-Machine this_machine() {
-  const int64_t threads = pool_lost ? 1 : int64_t(torch::stable::get_num_threads());
-  return {threads, l2_bytes()};
-}
+Machine this_machine() { return {int64_t(torch::stable::get_num_threads()), l2_bytes()}; }
 
 Machine one_thread() { return {1, l2_bytes()}; }
 

@@ -58,12 +58,7 @@ class Resources {
   Scratch scratch_;
 };
 
-// Returns whether this process was forked from a multithreaded process. If so, a torch operator
-// that uses the thread pool may wait forever.
-bool is_pool_lost();
-
-// Returns a Machine with torch's number of threads, or with one thread if a fork has lost the
-// thread pool.
+// Returns a Machine with torch's number of threads.
 Machine this_machine();
 
 // Returns a Machine with one thread, the calling thread.

@@ -113,7 +113,7 @@ inline int64_t element_size(int32_t dtype) {
   return size;
 }
 
-// Returns a contiguous copy, made without torch's thread pool if a fork has lost the pool.
+// Returns a contiguous copy.
 Tensor contiguous_copy(const Tensor& tensor);
 
 // Returns the tensor itself if it is contiguous, otherwise a contiguous copy.
@@ -125,6 +125,11 @@ inline Tensor dense(const Tensor& tensor) {
 inline Tensor with_adjacent_features(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
   return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor : contiguous_copy(tensor);
+}
+
+// Checks that an argument of an operator is a tensor: torch passes None as an undefined tensor.
+inline void check_given(const char* name, const Tensor& tensor) {
+  check(tensor.defined(), name, " must be a Tensor, got None");
 }
 
 // Checks that a tensor is on the CPU and has the given dtype and shape.

@@ -9,9 +9,9 @@ from torch import Tensor, empty, empty_like, is_grad_enabled
 from torch.autograd.graph import increment_version
 
 from ...call import given, tokens
+from ...call.checks import check_real
 from ...call.options import batch_invariant_is_on, precision_bits
 from ...cells import called_with, only
-from ...machine import forks
 from ...machine.context import (
     functorch_is_active,
     is_compiling,
@@ -20,11 +20,12 @@ from ...machine.context import (
     is_transformed,
     is_unobserved,
 )
-from ...machine.torch_private import is_wrapper
+from ...machine.torch_private import _assert_async, is_wrapper
 from ...ops import BATCH_INVARIANT, state_sizes
 from ...prepared_ops import (
     as_mask,
     check_integers,
+    check_mask,
     check_rows,
     checked_rows,
     list_of_rows,
@@ -34,8 +35,8 @@ from ..states import states_in
 from .direct import try_step
 from .saving import Temporary
 
-Rows = Sequence[int] | Tensor
-"""Distinct indices of sequences, in any order."""
+Rows = Sequence[int] | Sequence[bool] | Tensor
+"""Distinct indices of sequences, in any order; or a bool mask (batch), True for these sequences."""
 
 
 class Stream:
@@ -84,7 +85,7 @@ class Stream:
             if self._panels is not None and weight.dtype != torch.float64:
                 like["dtype"] = torch.float32
             size = getattr(rnn, "num_layers", 1), batch
-            self._states = [forks.zero_(torch.empty(*size, width, **like)) for width in widths]
+            self._states = [torch.zeros(*size, width, **like) for width in widths]
 
     def __call__(
         self,
@@ -99,8 +100,9 @@ class Stream:
             frame: (batch, input_size) for one step. For several steps (steps, batch, input_size),
                 or (batch, steps, input_size) with batch_first. For a token layer, token ids in
                 these shapes without the last dimension.
-            rows: the indices of the sequences to advance, in the order of the batch of frame; None
-                for all. Other sequences keep their states.
+            rows: the indices of the sequences to advance, in the order of the batch of frame, or a
+                bool mask (batch) that is True for these sequences; None for all. Other sequences
+                keep their states.
             out: the tensor to write the output to.
             inputs: other inputs of the cell: `noise` of a leaky layer, shaped like frame, with
                 num_layers * hidden_size features.
@@ -114,8 +116,9 @@ class Stream:
                 are out of range; a token id is out of range (IndexError without a table); an
                 argument requires a gradient; a torch.func transform is active; the call is
                 exported; the prepared module was converted.
-            TypeError: frame or out is not a tensor, frame does not hold token ids, or rows are not
-                integers.
+            TypeError: frame or out is not a tensor, frame does not hold token ids, or rows are
+                neither integers nor bools.
+            ValueError: the mask has another shape.
         """
         panels, options = self._panels, self._options
         if batch_invariant_is_on():
@@ -130,7 +133,7 @@ class Stream:
             )
         ):
             if rows is not None:
-                rows = list_of_rows(rows)
+                rows = list_of_rows(rows, self._batch)
             if out is not None:
                 output = out
             elif rows is None:
@@ -176,46 +179,35 @@ class Stream:
             if not is_tensor or more.shape not in (shape, (*shape[:-1], size)):
                 got = tuple(more.shape) if is_tensor else type(more).__name__
                 raise RuntimeError(f"{name} must have shape {shape}, got {got}")
+            check_real(name, more)
             beside.append(more.to(frame))
         return beside
 
-    def reset(self, rows: Rows | Sequence[bool] | None = None) -> None:
+    def reset(self, rows: Rows | None = None) -> None:
         """Zeroes the states of the given sequences, or of all sequences.
 
         Args:
-            rows: as in a call, or a bool mask (batch) that is True for the sequences to reset.
+            rows: as in a call.
 
         Raises:
-            RuntimeError, TypeError: as in a call, or the mask has another shape.
+            RuntimeError, TypeError, ValueError: as in a call.
         """
         mask = None if rows is None else as_mask(rows)
         if mask is not None:
-            if mask.shape != (self._batch,):
-                wanted, got = f"({self._batch},)", tuple(mask.shape)
-                raise RuntimeError(
-                    f"rows must be integers or a mask of shape {wanted}, got a mask of shape {got}"
-                )
+            check_mask(mask, self._batch)
             if mask.is_cpu and not is_compiling() and not mask.any():
                 return  # saves several microseconds at most steps of an actor
-            if not forks.is_forked():
-                for state in self._states:
-                    state.masked_fill_(mask.to(state.device)[:, None], 0)
-                return
-            rows = [row for row, is_reset in enumerate(mask.tolist()) if is_reset]
-        places = None if rows is None else self._places(rows)
+            for state in self._states:
+                state.masked_fill_(mask.to(state.device)[:, None], 0)
+            return
+        places = slice(None) if rows is None else self._places(rows)
         for state in self._states:
-            if places is None:
-                forks.zero_(state)
-            elif forks.is_forked():
-                for place in places.tolist():
-                    forks.zero_(state[:, place])
-            else:
-                state[:, places] = 0
+            state[:, places] = 0
 
     @property
     def states(self) -> Any:
         """A copy of all states, structured like the last states of the prepared module."""
-        states = [*map(forks.clone, self._states)]
+        states = [*map(Tensor.clone, self._states)]
         if self._is_step_module:
             states = [state[0] for state in states]
         return states[0] if len(states) == 1 else tuple(states)
@@ -229,7 +221,7 @@ class Stream:
             raise RuntimeError(f"states must have the shapes {wanted}, got {shapes}")
         new = [*map(torch.empty_like, self._states)]
         for state, source in zip(new, given, strict=True):
-            forks.copy_(state, source.detach().reshape(state.shape))
+            state.copy_(source.detach().reshape(state.shape))
         self._update(new)
 
     def fork(self) -> "Stream":
@@ -245,7 +237,7 @@ class Stream:
     def _update(self, states: list[Tensor]) -> None:
         """Copies `states` into the states of this stream."""
         for held, state in zip(self._states, states, strict=True):
-            forks.copy_(held, state)
+            held.copy_(state)
 
     def __reduce__(self) -> Any:
         return _stream, (self._prepared, self._batch, Temporary(self.states))
@@ -261,7 +253,7 @@ class Stream:
         """Runs a call that the fast path does not support."""
         panels = self._panels
         self._check(frame, out, beside)
-        places = None if rows is None else self._places(rows)
+        places = None if rows is None else self._places(rows, frame)
         if panels is None:
             output, states = self._run_layer(frame, places, beside)
         else:
@@ -269,11 +261,11 @@ class Stream:
             if embedding is not None:
                 frame = frame.long() if panels.has_table else F.embedding(frame, embedding)
             # Writing to `out` may fail, so update copies of the states until `out` is written.
-            states = self._states if out is None else [*map(forks.clone, self._states)]
+            states = self._states if out is None else [*map(Tensor.clone, self._states)]
             cell, tensor = panels.cell, panels.tensor
             output = step(cell.number, tensor, states, frame, places, beside, options, cell.program)
         if out is not None:
-            output = forks.copy_(out, output)
+            output = out.copy_(output)
         if states is not self._states:
             self._update(states)
         return output
@@ -319,14 +311,29 @@ class Stream:
                 f"{tuple(out.shape)} and {out.dtype}, on {out.device}"
             )
 
-    def _places(self, rows: Rows) -> Tensor:
-        """Returns `rows` as a tensor. Checks them here or, if compiled, in the compiled program."""
+    def _places(self, rows: Rows, frame: Tensor | None = None) -> Tensor:
+        """Returns `rows` as a tensor. Checks them here or, if compiled, in the compiled program.
+
+        Args:
+            rows: indices; or a mask, of which the frame has the True sequences.
+            frame: the frame.
+        """
         device = self._rows.device
         if is_compiling():
+            mask = as_mask(rows)
+            if mask is not None and frame is not None:
+                check_mask(mask, self._batch)
+                one_step = frame.dim() == (1 if self._takes_ids else 2)
+                batch_first = not self._is_step_module and self._prepared.batch_first
+                # A compiler knows the shape of the frame, but not the values of the mask.
+                count = frame.shape[0 if one_step or batch_first else 1]
+                error = f"rows must be a mask with {count} True, one for each sequence of frame"
+                _assert_async(mask.sum() == count, error)
+                rows = torch.nonzero_static(mask.to(device), size=count).flatten()
             if isinstance(rows, list | tuple):
                 check_integers(rows)
             return checked_rows(torch.as_tensor(rows, device=device), self._batch)  # type: ignore[no-any-return]
-        rows = list_of_rows(rows)
+        rows = list_of_rows(rows, self._batch)
         check_rows(rows, self._batch)
         return torch.as_tensor(rows, dtype=torch.int64, device=device)
 
