@@ -63,6 +63,7 @@ void check_sharing(const Stack& stack, const Options& options) {
 Stack check_call(std::shared_ptr<const Cell> cell, const Tensor& input, const Tensors& tensors,
                  const OptionalTensor& sequence_layout, const OptionalTensor& reset,
                  const Options& options) {
+  check_given("input", input);
   check(!options.int8, "options must not set INT8 without prepared weights");
   check(!options.for_backward, "options must not set FOR_BACKWARD without prepared weights");
   const Lists lists = split(*cell, tensors, options);
@@ -120,6 +121,7 @@ std::tuple<Tensor, Tensors> forward_prepared(int64_t cell, const Tensor& input,
                                              int64_t trees, OptionalText program) {
   const std::shared_ptr<const Cell> described = take_cell(cell, program);
   const Options options = read_options(bits, trees);
+  check_given("input", input);
   check(!options.want_saved && !options.for_backward,
         "options must not set WANT_SAVED or FOR_BACKWARD for a prepared layer");
   const Lists lists = split(*described, tensors, options);
@@ -159,6 +161,7 @@ void refresh_operator(const Tensor& prepared, int64_t cell, const Tensors& weigh
                       const std::vector<int64_t>& sizes, int64_t bits, OptionalText program) {
   const std::shared_ptr<const Cell> described = take_cell(cell, program);
   const Options options = read_options(bits, 0);
+  check_given("prepared", prepared);
   const int32_t dtype = dtype_of_weights(dtype_of(prepared), options);
   refresh(check_layers_to_prepare(*described, weights, sizes, dtype, options), prepared);
 }
@@ -179,6 +182,8 @@ Tensor step_operator(int64_t cell, const Tensor& prepared, const Tensors& states
                      int64_t bits, OptionalText program) {
   const std::shared_ptr<const Cell> described = take_cell(cell, program);
   const Options options = read_options(bits, 0);
+  check_given("prepared", prepared);
+  check_given("input", input);
   check(!states.empty() && states.size() <= size_t(kMostStates), "states must hold 1 to ",
         kMostStates, " tensors, got ", states.size());
   bool on_cpu = prepared.is_cpu() && input.is_cpu() && (!rows || rows->is_cpu());
@@ -334,6 +339,7 @@ Tensors backward(int64_t cell, const Tensor& input, const Tensors& tensors,
   const Options options = read_options(bits, trees);
   const Stack stack =
       check_call(std::move(described), input, tensors, sequence_layout, reset, options);
+  check_given("output", output);
   BackwardTensors grads;
   read_results(stack, options, output, saved, grads);
   read_gradients(stack, options, grad_output, grad_last_states, grads);

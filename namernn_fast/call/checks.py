@@ -220,6 +220,12 @@ def check_reset_shape(reset: Tensor, seq_len: int, batch: int, options: int) -> 
     check_shape("reset", reset, shape)
 
 
+def check_real(name: str, tensor: Tensor) -> None:
+    """Raises TypeError if the tensor called `name` is complex."""
+    if tensor.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {tensor.dtype}")
+
+
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     """Raises RuntimeError unless the tensor called `name` has this shape."""
     if tensor.shape != shape:

@@ -23,7 +23,8 @@ def autocast_dtype(
     Args:
         input: features of any layout, or an embedding.
         cell: the layer's cell.
-        kind: `projected` if the layer has projections, else the layout: `padded` or `packed`.
+        kind: `projected` if the layer has projections, else `packed` if the sequences have lengths,
+            of their own or as `lengths`, else `padded`.
         state: the initial state, or the second one if the cell has two; None for zeros.
     """
     device = input.device.type
@@ -52,7 +53,7 @@ def convert_dtypes(call: Call) -> None:
     features = call.data if call.lookup is None else call.lookup.embedding
     if autocast_is_on():
         state = call.states[-1] if call.states else None
-        kind = "packed" if call.options & ops.PACKED else "padded"
+        kind = "padded" if call.sequence_layout is None else "packed"
         kind = "projected" if call.options & ops.PROJECTIONS else kind
         dtype = autocast_dtype(features, call.cell, kind, state)
         if call.prepared is not None:  # prepared weights cannot be cast

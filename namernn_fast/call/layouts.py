@@ -17,7 +17,7 @@ from ..machine import transfers
 from ..machine.context import is_compiling, is_jit_tracing
 from ..machine.torch_private import _assert_async
 from .call import Arguments, Call, Lengths, Results, given
-from .checks import check_reset, check_shape, hint_at_embedding
+from .checks import check_real, check_reset, check_shape, hint_at_embedding
 
 _GROUPS = ("", "a Tensor", "a pair of tensors", "a tuple of 3 tensors", "a tuple of 4 tensors")
 """What errors call the states, by the number of states of a cell."""
@@ -76,9 +76,11 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
         call: the call, with the caller's input as `data`.
 
     Raises:
-        TypeError: no cell takes this argument, or the argument is not laid out like input.
+        TypeError: no cell takes this argument, or the argument is complex or not laid out like
+            input.
         ValueError: only other cells take this argument.
-        RuntimeError: the sequence lengths, the shape or the device of the argument is wrong.
+        RuntimeError: the sequence lengths, their order, the shape or the device of the argument
+            is wrong.
     """
     cell, options = call.cell, call.options
     input: Any = call.data
@@ -92,10 +94,12 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
     if (wanted := _kind_of(input)) != (kind := _kind_of(more)):
         raise TypeError(f"{name} must be laid out like input, a {wanted}, got a {kind}")
     if isinstance(input, PackedSequence):
-        _check_lengths_of(name, more.batch_sizes, input.batch_sizes)
+        _check_same(f"{name} must have {_LENGTHS}", more.batch_sizes, input.batch_sizes)
+        if more.sorted_indices is not input.sorted_indices:
+            _check_same(f"{name} must have the sorted_indices of input", *_orders_of(more, input))
         more, input = more.data, input.data
     elif wanted == "jagged tensor":
-        _check_lengths_of(name, more.offsets(), input.offsets())
+        _check_same(f"{name} must have {_LENGTHS}", more.offsets(), input.offsets())
         more, input = more.values(), input.values()
     states = ops.layer_count(cell, call.weights, options) * ops.directions_of(options)
     rows = input.shape[: input.dim() - (call.lookup is None)]
@@ -109,6 +113,7 @@ def _rows_of(name: str, more: Any, call: Call) -> Tensor:
         )
     if more.device != input.device:
         raise RuntimeError(f"{name} must be at {input.device}, like input, got {more.device}")
+    check_real(name, more)
     return more  # type: ignore[no-any-return]
 
 
@@ -127,14 +132,23 @@ def _kind_of(value: Any) -> str:
     return type(value).__name__
 
 
-def _check_lengths_of(name: str, borders: Tensor, of_input: Tensor) -> None:
-    """Checks that the argument `name` has the batch_sizes or offsets of input."""
-    error = f"{name} must have the sequence lengths of input"
-    if borders.shape != of_input.shape:
+_LENGTHS = "the sequence lengths of input"
+
+
+def _orders_of(*packed: PackedSequence) -> list[Tensor]:
+    """Returns the indices that sort the sequences of two packed arguments, not both None."""
+    orders = [argument.sorted_indices for argument in packed]
+    known = next(order for order in orders if order is not None)
+    return [torch.arange(len(known), device=known.device) if o is None else o for o in orders]
+
+
+def _check_same(error: str, values: Tensor, of_input: Tensor) -> None:
+    """Raises RuntimeError unless an argument has the lengths or the order of input."""
+    if values.shape != of_input.shape:
         raise RuntimeError(error)
     if is_compiling():  # only the compiled program knows the values
-        _assert_async((borders == of_input).all(), error)
-    elif not torch.equal(borders, of_input):
+        _assert_async((values == of_input).all(), error)
+    elif not torch.equal(values, of_input):
         raise RuntimeError(error)
 
 
@@ -150,7 +164,9 @@ def _states_of(hx: Any, cell: Cell) -> Sequence[Tensor]:
     if not isinstance(hx, tuple | list):
         raise TypeError(f"hx must be {_GROUPS[number]} or None, got {type(hx).__name__}")
     if len(hx) != number:
-        raise RuntimeError(f"{cell.name} expects {'two' if number == 2 else number} hidden states")
+        if cell.torch is not None:  # as nn.LSTM
+            raise RuntimeError(f"{cell.name} expects two hidden states")
+        raise RuntimeError(f"hx must be {_GROUPS[number]} or None, got {len(hx)} of them")
     for described, state in zip(cell.states, states, strict=True):
         if not isinstance(state, Tensor):
             raise TypeError(f"{described.name}x must be a Tensor, got {type(state).__name__}")
@@ -229,6 +245,11 @@ def _convert_packed(call: Call, input: PackedSequence, reset_to: Any) -> None:
         _check_states(call)
     data, batch_sizes, sorted_indices, _ = input
     reset = call.reset
+    if reset is not None and reset.dim() != 2:
+        raise RuntimeError(
+            "reset of a PackedSequence must be padded to 2 dimensions, the steps and the "
+            f"sequences, got shape {tuple(reset.shape)}"
+        )
     if reset is not None and reset_to is not None:
         steps, first = batch_sizes.shape[0], call.options & ops.BATCH_FIRST
         # Take the batch size from reset, because a tracer cannot read batch_sizes.
@@ -302,7 +323,10 @@ def as_sequence_layout(lengths: Lengths, data: Tensor, options: int) -> Tensor:
             "lengths need a padded input: a PackedSequence or a jagged tensor has its own lengths"
         )
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, device="cpu")  # a copy that the caller cannot modify
+        try:
+            lengths = torch.tensor(lengths, device="cpu")  # a copy that the caller cannot modify
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"lengths must be integers, got {lengths!r:.200}") from None
         if not lengths.numel():  # torch.tensor makes an empty list float32
             lengths = lengths.long()
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():

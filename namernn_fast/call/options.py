@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -60,6 +61,12 @@ def precision_bits(cell: Cell) -> int:
     return PRECISION_BITS.get(fp32_precision.on_cpu(cell.fp32_precision), 0)
 
 
+def _check_list(weights: Any) -> None:
+    if isinstance(weights, Tensor) or not hasattr(weights, "__len__"):
+        got = type(weights).__name__
+        raise TypeError(f"weights must be a list or a tuple of tensors, got a {got}")
+
+
 def option_bits(
     cell: Cell,
     weights: Sequence[Tensor],
@@ -80,6 +87,8 @@ def option_bits(
         per_layer *= 2
     if projections:
         options |= ops.PROJECTIONS
+    if type(weights) is not list:
+        _check_list(weights)
     if not weights or len(weights) % per_layer:
         raise ValueError(
             f"weights must hold {per_layer} tensors for each layer (bias={bias}, "

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
+VERSION = 1
+"""The version of the text that this package writes and reads."""
+
 PAIR = r" (\w+) (\w+)"
 NAME, NUMBER = r"[A-Za-z_]\w{0,63}", r"\d{1,4}"
 INSTRUCTIONS = NUMBER + r"((?:\n[a-z]\w+(?: [a-z]\d{1,3}){2,4})*)"
 TEXT = re.compile(
-    rf"equation 1\nname ({NAME})\ngates ({NUMBER}) separate ({NUMBER})\n"
+    rf"equation {VERSION}\nname ({NAME})\ngates ({NUMBER}) separate ({NUMBER})\n"
     rf"weight_hh ([01]) heads ([01])\nstates ({NUMBER})\n"
     rf"inputs {NUMBER}((?: {NAME} (?:hidden|number))*)\nown {NUMBER}((?: {NAME} {NUMBER})*)\n"
     rf"kept ({NUMBER})\nconstants {NUMBER}((?: [0-9a-f]{{16}})*)\n"
@@ -77,7 +80,7 @@ class Program:
 
         inputs = (f"{name} {('hidden', 'number')[number]}" for name, number in self.inputs)
         return (
-            f"equation 1\nname {self.name}\ngates {self.gates} separate {self.separate}\n"
+            f"equation {VERSION}\nname {self.name}\ngates {self.gates} separate {self.separate}\n"
             f"weight_hh {self.has_weight_hh:d} heads {self.has_heads:d}\nstates {self.states}\n"
             f"inputs {listed(inputs)}\n"
             f"own {listed(f'{name} {count}' for name, count in self.own)}\nkept {self.kept}\n"
@@ -99,8 +102,14 @@ class Program:
         """Returns the program that a text describes. C++ checks whether it makes sense.
 
         Raises:
-            ValueError: the text is malformed.
+            ValueError: the text is malformed, or of a version that this package cannot read.
         """
+        version = re.match(r"equation (\d{1,9})\n", text)
+        if version and int(version[1]) != VERSION:
+            raise ValueError(
+                f"the text of a program must be of version {VERSION}, got version {version[1]}: "
+                "it was written by another version of namernn_fast"
+            )
         found = TEXT.fullmatch(text)
         if not found:
             raise ValueError(f"not the text of a program: {text[:200]!r}")

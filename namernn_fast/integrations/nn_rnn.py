@@ -11,7 +11,7 @@ Three features need the operators of torch's layer:
 import contextlib
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,8 +57,9 @@ def must_serve(arguments: Arguments, weights: Sequence[Tensor], cell: Cell) -> b
         return True
     if is_jit_tracing():
         if not is_plain:
-            what = "lengths= or reset=" if cell.torch else "layers that torch lacks"
-            _refuse_untraceable(what)
+            refuse_untraceable(
+                "lengths= or reset=" if cell.torch else f"a {cell.layer}, which torch lacks"
+            )
         return is_plain
     return is_plain and any(map(_stands_for_tensor, (arguments.input, arguments.hx)))
 
@@ -114,7 +115,15 @@ def plain_twin(module: torch.nn.Module, cls: type[Plain]) -> Plain:
     return twin
 
 
-def _refuse_untraceable(what: str) -> None:
+def refuse_script(cell: Cell) -> NoReturn:
+    """Raises the error for `torch.jit.script` of a module whose cell torch lacks."""
+    raise RuntimeError(
+        f"torch.jit.script compiles only torch's layers, and torch has no {cell.layer}: trace the "
+        "call with torch.jit.trace under torch.no_grad(), or use torch.export"
+    )
+
+
+def refuse_untraceable(what: str) -> None:
     """Raises an error if a call that torch lacks is traced for ONNX or with gradients."""
     if torch.onnx.is_in_onnx_export():
         raise RuntimeError(

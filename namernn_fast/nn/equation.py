@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,7 +44,19 @@ class RecurrentCell:
         functools.update_wrapper(self, step)
 
     def __reduce__(self) -> str:
-        return self.__qualname__  # type: ignore[attr-defined,no-any-return]
+        name: str = self.__qualname__  # type: ignore[attr-defined]
+        if "<locals>" in name:
+            raise pickle.PicklingError(
+                f"a recurrent cell is pickled by the name of its function, got {name!r}, which is "
+                "inside a function: define it in a module. Its layers can be pickled anyway"
+            )
+        return name
+
+    def __copy__(self) -> "RecurrentCell":  # a cell cannot change, like a function
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "RecurrentCell":
+        return self
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Computes one step with the function itself."""

@@ -233,6 +233,17 @@ class Preparable(FromExporter):
     def _weight_names(self) -> Sequence[str]:
         raise NotImplementedError
 
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)  # type: ignore[misc]
+        names = self._weight_names() if self._recurrent is self else ()
+        if any(f"{prefix}{name}_int8" in state_dict for name in names):
+            lists[-1].append(
+                f"the state_dict must have weights in {self._weights()[0].dtype}, got 8-bit ones, "
+                "which only prepare(torch.int8) loads"
+            )
+
     def _names_in_state_dict(self) -> list[str]:
         """Returns the names of the weights in the state_dict, in the order of `_weights`."""
         return [*self._weight_names()]

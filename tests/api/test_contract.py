@@ -1,6 +1,7 @@
 """Tests weight changes, autocast, 16-bit dtypes, very long input and determinism."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_weight_changes_take_effect_in_the_next_call(kind, change):
 
 CAST, PROMOTED = "autocast's dtype", "autocast's dtype promoted with the state's dtype"
 # Torch's dtypes of output, h_n and c_n under autocast on a CPU. Without hx, the dtype of the state
-# is the dtype of the input.
+# is the dtype of the input. Every layout with lengths has torch's rules for packed sequences.
 AUTOCAST = {
     ("rnn", "dense"): (CAST, CAST),
     ("rnn", "packed"): (CAST, CAST),
@@ -116,7 +117,8 @@ AUTOCAST = {
 def result_dtypes(name, layout, autocast, input, state=None):
     """Returns the dtypes of output, h_n and c_n under autocast, by torch's rules."""
     promoted = torch.promote_types(autocast, input if state is None else state)
-    return [{CAST: autocast, PROMOTED: promoted}[rule] for rule in AUTOCAST[name, layout]]
+    rules = AUTOCAST[name, "dense" if layout == "dense" else "packed"]
+    return [{CAST: autocast, PROMOTED: promoted}[rule] for rule in rules]
 
 
 def can_compare_dtypes(name, layout, *dtypes):
@@ -162,25 +164,33 @@ def test_autocast_keeps_torchs_dtypes_and_the_error_budget(name, layout, dtype):
     budget.check()
 
 
-@pytest.mark.parametrize(("name", "layout"), AUTOCAST)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*AUTOCAST, ("gru", "lengths"), *itertools.product(["lstm"], ["lengths", "jagged"])],
+)
 @pytest.mark.parametrize("state", [None, *DTYPES], ids=str)
 @pytest.mark.parametrize("input", DTYPES, ids=str)
 @pytest.mark.parametrize("autocast", DTYPES[1:], ids=str)
 def test_autocast_result_dtypes_follow_torchs_rules(name, layout, autocast, input, state):
     kind, x = VARIANTS[name], torch.randn(5, 3, 3, dtype=input)
     hx = None if state is None else kind.states(torch.randn, 1, 3, 4, dtype=state)
+    lengths = {"lengths": LENGTHS} if layout == "lengths" else {}
     if layout == "packed":
         x = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
+    elif layout == "jagged":
+        sequences = [x[:length, b] for b, length in enumerate(LENGTHS)]
+        x = torch.nested.as_nested_tensor(sequences, layout=torch.jagged)
     wanted = result_dtypes(name, layout, autocast, input, state)
     ours, theirs = kind.twins(3, 4)
-    for module in [ours, theirs] if can_compare_dtypes(name, layout, autocast, input) else [ours]:
+    both = layout in ("dense", "packed") and can_compare_dtypes(name, layout, autocast, input)
+    for module in [ours, theirs] if both else [ours]:
         with torch.autocast("cpu", autocast):
-            _, *last = results = tensors_of(module(x, hx))
+            _, *last = results = tensors_of(module(x, hx, **lengths))
         assert [result.dtype for result in results] == wanted
         sum(state.sum() for state in last).backward()
     kernel = ops.cpu_kernel() if name == "projected" else ops.cpu_kernel(wanted[-1])
     with torch.autocast("cpu", autocast):
-        assert explain(ours, x, hx).path == f"cpu {kernel}"
+        assert explain(ours, x, hx, **lengths).path == f"cpu {kernel}"
 
 
 def test_c_determines_the_result_dtype_under_autocast():

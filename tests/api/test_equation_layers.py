@@ -176,6 +176,32 @@ def test_initial_values_of_the_wrong_shape_are_rejected():
         leaky_equation.layer(3, 8, rate=torch.ones(3))
 
 
+def test_a_cell_defined_in_a_function_can_be_copied_but_not_pickled():
+    @recurrent_cell(gates=1)
+    def inner(x, u, h):
+        return torch.tanh(x[0] + u[0])
+
+    assert copy.copy(inner) is copy.deepcopy(inner) is inner
+    with pytest.raises(pickle.PicklingError, match="inner', which is inside a function"):
+        pickle.dumps(inner)
+    layer, x = inner.layer(3, 8), torch.randn(5, 2, 3)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x)[0], layer(x)[0])
+
+
+def test_a_step_module_with_a_single_weight_is_not_taken_for_a_prepared_one(path):
+    cell, x, h, c = MORE["independent_equation"], torch.randn(4, 3), *torch.randn(2, 4, 8)
+    module, exact = (cell.step_module(3, 8, bias=False) for _ in range(2))
+    exact.load_state_dict(module.state_dict())
+    exact.double()
+    wanted = exact(x.double(), (h.double(), c.double()))
+    with torch.no_grad():
+        results = [module(x, (h, c)), module.prepare()(x, (h, c))]
+    with module.unrolled():
+        results.append(module(x, (h, c)))
+    for states in results:
+        torch.testing.assert_close(states, wanted, check_dtype=False)
+
+
 def test_a_cell_is_pickled_by_its_name():
     assert pickle.loads(pickle.dumps(gru_equation)) is gru_equation
 
@@ -250,7 +276,7 @@ def test_steps_cannot_multiply_by_matrices():
 
 def test_what_equations_do_not_support_is_an_error():
     layer = gru_equation.layer(3, 8)
-    with pytest.raises(RuntimeError, match="TorchScript cannot compile a gru_equation"):
+    with pytest.raises(RuntimeError, match="torch has no gru_equation: trace the call"):
         torch.jit.script(layer)
     with pytest.raises(TypeError, match="a gru_equation module takes no argument 'rate'"):
         gru_equation.layer(3, 8, rate=0.5)

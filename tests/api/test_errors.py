@@ -130,6 +130,20 @@ def test_error_messages_match_torchs_layer(kind, input, states, error, text):
     assert message(kind.layer(4, 5), input, states) == message(kind.nn_layer(4, 5), input, states)
 
 
+def test_8_bit_weights_are_not_loaded_into_a_float_layer(kind):
+    layer, other = kind.layer(4, 5), kind.layer(4, 5)
+    state = other.prepare(torch.int8).state_dict()
+    for module in (layer, layer.prepare()):
+        with pytest.raises(RuntimeError, match=r"weights in torch\.float32, got 8-bit ones, which"):
+            module.load_state_dict(state)
+
+
+def test_weights_must_be_a_list(kind):
+    layer = kind.layer(4, 5)
+    with pytest.raises(TypeError, match="weights must be a list or a tuple of tensors, got a gen"):
+        kind.run(X, None, (weight for weight in layer.parameters()))
+
+
 def test_replaced_weights_must_keep_their_shape(kind):
     rows = kind.gates * 5
     module = kind.layer(4, 5)

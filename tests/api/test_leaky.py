@@ -20,6 +20,7 @@ from namernn_fast import (
     FusedGRU,
     FusedLeakyRNN,
     FusedLeakyRNNCell,
+    FusedRNN,
     TokenLeakyRNN,
     explain,
     last_state,
@@ -140,6 +141,10 @@ def test_compiled_calls_reject_noise_with_other_lengths_than_the_input(layout):
 
 
 PACKED = pack_padded_sequence(torch.zeros(T, B, D), [T] * B)
+ORDERED, OTHER = (
+    pack_padded_sequence(torch.zeros(T, B, D), lengths, enforce_sorted=False)
+    for lengths in ([6, 3, 5, 1], [6, 5, 3, 1])
+)
 ONE_STEP = PackedSequence(torch.zeros(T * B, H), torch.tensor([T * B]))
 
 
@@ -152,6 +157,8 @@ ONE_STEP = PackedSequence(torch.zeros(T * B, H), torch.tensor([T * B]))
         ({"noise": PACKED}, TypeError, "laid out like input, a Tensor, got a PackedSequence"),
         ({"noise": torch.zeros(T, B, H, device="meta")}, RuntimeError, "noise must be at cpu"),
         ({"input": PACKED, "noise": ONE_STEP}, RuntimeError, "have the sequence lengths of input"),
+        ({"input": ORDERED, "noise": OTHER}, RuntimeError, "have the sorted_indices of input"),
+        ({"noise": torch.zeros(T, B, H) * 1j}, TypeError, "must hold real numbers, got .*complex"),
         ({"input": 3, "noise": torch.zeros(T, B, H)}, TypeError, "input must be a Tensor or a"),
     ],
 )
@@ -274,11 +281,14 @@ def test_autocast_casts_everything_and_keeps_the_error_budget(dtype):
 
 def test_torchscript_and_onnx_raise_errors_with_a_reason(tmp_path):
     layer, x = FusedLeakyRNN(D, H), torch.randn(T, B, D)
-    for module in (layer, layer.prepare(), TokenLeakyRNN(9, D, H)):
-        with pytest.raises(RuntimeError, match="TorchScript cannot compile a FusedLeakyRNN"):
+    cell = FusedLeakyRNNCell(D, H)
+    for module in (layer, layer.prepare(), TokenLeakyRNN(9, D, H), cell):
+        with pytest.raises(RuntimeError, match="torch has no FusedLeakyRNN: trace the call with"):
             torch.jit.script(module)
-    with pytest.raises(RuntimeError, match=r"trace the call\s+under torch.no_grad"):
-        torch.jit.trace(layer, (x,))
+    for module, input in ((layer, x), (cell, x[0])):
+        reason = rf"a {type(module).__name__}.*: trace the call under torch.no_grad"
+        with pytest.raises(RuntimeError, match=reason):
+            torch.jit.trace(module, (input,))
     with torch.no_grad():
         traced = torch.jit.trace(layer, (x,))
         torch.testing.assert_close(traced(x[:3])[0], layer(x[:3])[0])
@@ -305,8 +315,10 @@ def test_wrong_states_and_noise_are_named():
     x, state = torch.zeros(T, B, D), torch.zeros(1, B, H)
     with pytest.raises(TypeError, match="hx must be a pair of tensors or None, got Tensor"):
         layer(x, state)
-    with pytest.raises(RuntimeError, match="leaky expects two hidden states"):
+    with pytest.raises(RuntimeError, match="hx must be a pair of tensors or None, got 1 of them"):
         layer(x, (state,))
+    with pytest.raises(TypeError, match="hx must be a Tensor or None, got tuple"):
+        FusedRNN(D, H)(x, (state, state))
     with pytest.raises(
         RuntimeError, match=r"the states in hx should also be 3-D but got \(2-D, 2-D"
     ):

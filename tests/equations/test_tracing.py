@@ -519,7 +519,6 @@ def test_numbers_that_only_fit_the_traced_sizes_are_rejected(number):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda text: text.replace("equation 1", "equation 2"),
         lambda text: text.replace("forward 8", "forward 9"),
         lambda text: text.replace("sigmoid k1 s1", "sigmoid k1 s1 s2"),
         lambda text: text.replace("sigmoid", "sigmund"),
@@ -530,6 +529,13 @@ def test_numbers_that_only_fit_the_traced_sizes_are_rejected(number):
 def test_malformed_texts_are_rejected(change):
     with pytest.raises(ValueError, match="program"):
         Program.parse(change(compiled("gru").text))
+
+
+def test_texts_of_other_versions_are_rejected_by_their_version():
+    text = compiled("gru").text.replace("equation 1", "equation 2")
+    message = "program must be of version 1, got version 2: it was written by another version"
+    with pytest.raises(ValueError, match=message):
+        Program.parse(text)
 
 
 @given(cells())

@@ -35,6 +35,20 @@ def test_calls_with_one_changed_argument_do_not_crash(first, count):
 
 
 @pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("input", lambda none: ops.forward(2, none, WEIGHTS, None, None, ops.BIAS, 0)),
+        ("prepared", lambda none: prepared_ops.step(2, none, (), WEIGHTS[0], None, (), ops.BIAS)),
+        ("input", lambda none: prepared_ops.step(2, WEIGHTS[0], (), none, None, (), ops.BIAS)),
+        ("prepared", lambda none: prepared_ops.refresh(none, 2, WEIGHTS, SIZES, ops.BIAS)),
+    ],
+)
+def test_none_for_a_required_tensor_is_named(name, call):
+    with pytest.raises(RuntimeError, match=f"{name} must be a Tensor, got None"):
+        call(None)
+
+
+@pytest.mark.parametrize(
     ("sizes", "text"),
     [
         ([2**62 + 1, *SIZES[1:]], "no memory for weights of shape"),

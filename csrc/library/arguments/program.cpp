@@ -50,6 +50,12 @@ class Reader {
     expect(word);
     return number_of(word, token(), least, most);
   }
+  void version() {
+    expect("equation");
+    const std::string_view version = token();
+    check(version == "1", "program must be of version 1, got version '", version.substr(0, 64),
+          "': it was written by another version of namernn_fast");
+  }
   std::string name() {
     const std::string_view name = token();
     bool fits = !name.empty() && name.size() <= 64 && !(name[0] >= '0' && name[0] <= '9');
@@ -384,7 +390,7 @@ class PassParser {
 
 void read_lists(Reader& reader, Parsed& parsed) {
   Cell& cell = parsed.cell;
-  reader.number("equation", 1, 1);
+  reader.version();
   reader.expect("name");
   parsed.name = reader.name();
   cell.gates = reader.number("gates", 1, kMostGates);

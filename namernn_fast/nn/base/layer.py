@@ -13,7 +13,7 @@ from ...call import Arguments, Call, Input, Lengths, normalise, tokens
 from ...call.options import batch_invariant_is_on, option_bits
 from ...cells import Cell
 from ...functional import run, run_last_state
-from ...integrations.nn_rnn import is_exact, must_serve, plain_twin
+from ...integrations.nn_rnn import is_exact, must_serve, plain_twin, refuse_script
 from ...machine.context import jit_tracer
 from ...recompute import check_recompute
 from ..inference.prepared import PreparedLayer
@@ -104,8 +104,8 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
         Note:
             Ctrl-C during a call raises KeyboardInterrupt when the call returns, as in `nn.RNN`. So
             split a sequence that takes minutes, and pass h_n of each call to the next call as hx.
-            In a fork of a multithreaded process, the CPU kernel runs on one thread. TorchScript
-            records the operators of torch's layer, which accept sequences of any length.
+            TorchScript records the operators of torch's layer, which accept sequences of any
+            length.
         """
         arguments = Arguments(input, hx, lengths, reset, reset_to, embedding, padding_idx, inputs)
         weights = current_weights(self, self._flat_weights_names)
@@ -191,11 +191,11 @@ class FusedLayer(Preparable, torch.nn.RNNBase, HasLastState[States]):
 
     def __prepare_scriptable__(self) -> torch.nn.RNNBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
+        if self._cell.torch is None:
+            refuse_script(self._cell)
         self._refuse_if_invariant()
         if not is_exact(self):
             return self
-        if self._cell.torch is None:
-            raise RuntimeError(f"TorchScript cannot compile a {self._cell.layer}")
         return plain_twin(self, self._cell.torch.layer)
 
     def _refuse_if_invariant(self) -> None:

@@ -13,7 +13,7 @@ from ...call import Arguments, Call, given, normalise
 from ...call.options import batch_invariant_is_on, option_bits
 from ...cells import Cell
 from ...functional import run
-from ...integrations.nn_rnn import is_exact, plain_twin
+from ...integrations.nn_rnn import is_exact, plain_twin, refuse_script, refuse_untraceable
 from ...machine import availability
 from ...machine.context import (
     autocast_is_on,
@@ -89,6 +89,8 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
             if last is not None:
                 return last  # type: ignore[no-any-return]
         if has_inputs or self.why_not_fused(input, hx, weights) is None:
+            if is_jit_tracing():
+                refuse_untraceable(f"steps of a {type(self).__name__}")
             arguments = with_steps(Arguments(input, hx, inputs=inputs), self._cell)
             last = run(arguments, self._call(arguments, weights))[1]
             return map_states(last, without_layers)  # type: ignore[no-any-return]
@@ -312,7 +314,9 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
 
     def __prepare_scriptable__(self) -> torch.nn.RNNCellBase:
         """Returns the module that `torch.jit.script` compiles instead of this one."""
-        if self._cell.torch is None or not is_exact(self):
+        if self._cell.torch is None:
+            refuse_script(self._cell)
+        if not is_exact(self):
             return self
         return plain_twin(self, self._cell.torch.step_module)
 
