@@ -67,4 +67,4 @@ def test_the_fraction_and_accuracy_of_unusual_names_are_reported(found):
 def test_the_model_knows_the_languages_of_well_known_names():
     asked = study.well_known_names(load())
     assert len(asked) == 60
-    assert {row["language"] for row in asked} <= {*load().languages}
+    assert sum(row["answer"] == row["language"] for row in asked) >= 40

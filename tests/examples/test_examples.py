@@ -106,15 +106,6 @@ def test_the_decisions_example_matches_a_loop_and_learns(run):
     assert after > 75
 
 
-def test_the_recipe_has_the_policy_of_the_recurrent_ppo_example():
-    page = (EXAMPLES.parent / "docs" / "guides" / "recipes.md").read_text(encoding="utf-8")
-    example = (EXAMPLES / "recurrent_ppo.py").read_text(encoding="utf-8")
-    policy = example[example.index("class FusedPolicy") : example.index("def cart_pole")]
-    without = r'""".*?"""|  #[^\n]*|\n(?=\s*\n)'  # docstrings, comments and empty lines
-    policy, page = (re.sub(without, "", text) for text in (policy.strip(), page))
-    assert re.sub(r"\s+\n", "\n", policy) in re.sub(r"\s+\n", "\n", page)
-
-
 def test_the_recurrent_ppo_example_matches_a_loop(run):
     update = r"update +\d+: loss +(\S+), loop +(\S+); reward +(\S+), loop +(\S+)"
     updates = re.findall(update, run("recurrent_ppo"))
