@@ -97,7 +97,9 @@ def test_padded_and_packed_names_have_the_same_logits(options, rnn_class):
     names = NAMES[::17]
     expected = model(packed(names))
     unsorted = pack_sequence([encode(name) for name in names], enforce_sorted=False)
-    assert torch.equal(model(unsorted), expected)
+    # The last bits of nn.RNN depend on where its rows are.
+    atol = 0 if rnn_class is FusedRNN else 2e-6
+    torch.testing.assert_close(model(unsorted), expected, rtol=0, atol=atol)
     # The padding may be longer than necessary and contain any ids.
     ids, lengths = padded(names)
     wider = nn.functional.pad(ids, (0, 3))
