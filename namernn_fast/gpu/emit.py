@@ -70,6 +70,7 @@ scratch_at = (instance * BLOCK_B + tl.arange(0, BLOCK_B))[:, None] * H
 scratch_stride = tl.num_programs(0).to(tl.int64) * DIRECTIONS * BLOCK_B * H
 """
 STEP = """\
+s = tl.zeros_like(length) + step
 alive = s < length
 t = tl.where(direction == 1, length - 1 - s, s)
 t_before = tl.where(direction == 1, t + 1, t - 1)
@@ -80,6 +81,7 @@ goes_on = (alive & (s > 0) & (cut == 0))[:, None]
 begins = (alive & (s == 0) & (cut == 0))[:, None]
 ends = (s == length - 1)[:, None]
 alive, cut = alive[:, None], cut[:, None]
+is_start = alive & (s == 0)[:, None]
 row_at_step = row[:, None] * DIRECTIONS + direction
 output_at, kept_at = row_at_step * H, row_at_step * SLOTS * H
 output_before = (before[:, None] * DIRECTIONS + direction) * H
@@ -355,7 +357,7 @@ def _forward(program: Program, body: _Body) -> str:
     statements = body.step(_sums(program), lambda name: _loads(program, name), store)
     loop = [*STEP.splitlines(), *statements, "tl.debug_barrier()"]
     tensors = ["x", "bias", *_read_by_both(program), *(f"last{i}" for i in range(states))]
-    text = ["for s in range(0, steps):", _indented(loop)]
+    text = ["for step in range(0, steps):", _indented(loop)]
     return _kernel("forward", tensors, _numbers(program), text)
 
 
@@ -382,7 +384,8 @@ def _to_previous(program: Program) -> list[str]:
         lines += [
             f"tl.store({to}, tl.where(goes_on, q{i}, 0.0), mask=mask)",
             f"if grad_hx{i} is not None:",
-            f"    tl.store(grad_hx{i} + hx_at + n, q{i}, mask=mask & begins)",
+            f"    first_grad = tl.where(begins, q{i}, 0.0)",
+            f"    tl.store(grad_hx{i} + hx_at + n, first_grad, mask=mask & is_start)",
             f"if grad_reset_to{i} is not None:",
             f"    tl.store(grad_reset_to{i} + reset_to_at + n, q{i}, mask=mask & cut)",
         ]
@@ -406,9 +409,8 @@ def _backward(program: Program, body: _Body) -> str:
             return f"tl.store(grad_previous{k} + hx_at + n, {name}, mask=mask)"
         place = f"grad_input{k} + row[:, None] * input{k}_row + direction * input{k}_direction"
         is_number = program.inputs[k][1]
-        more = ", mask=alive" if is_number else " + n, mask=mask"
-        place, mask = f"{place}{more}".split(", ")
-        return f"if grad_input{k} is not None:\n    tl.store({place}, {name}, {mask})"
+        place, mask = (place, "alive") if is_number else (f"{place} + n", "mask")
+        return f"if grad_input{k} is not None:\n    tl.store({place}, {name}, mask={mask})"
 
     statements = body.step(
         [
@@ -427,7 +429,7 @@ def _backward(program: Program, body: _Body) -> str:
     tensors += [f"grad_input{i}" for i in range(len(program.inputs))]
     text = [
         "for steps_left in range(0, steps):",
-        _indented(["s = steps - 1 - steps_left", *loop, "tl.debug_barrier()"]),
+        _indented(["step = steps - 1 - steps_left", *loop, "tl.debug_barrier()"]),
     ]
     return _kernel("backward", tensors, _numbers(program), text)
 

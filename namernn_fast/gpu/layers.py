@@ -306,9 +306,6 @@ def backward_layer(
     _launch(stack, layer, True, arguments | constants)
     for total, parts in shared:
         total += parts.unflatten(1, (directions, -1)).sum(1)
-    for i, grad_hx in enumerate(gradients.states):
-        if grad_hx is not None and layout.reset is not None:
-            _forget_cut_states(stack, grad_hx[of_layer])
     return dz, before, None if grad_own is None else grad_own.sum(0)
 
 
