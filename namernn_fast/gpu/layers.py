@@ -355,7 +355,7 @@ def weight_gradients(
             of_names = [p.name for p in stack.cell.own]
             counts = [count for _, count in stack.program.own]
             for name, grad in zip(of_names, own[k].split(counts), strict=True):
-                grads[name] = grad.reshape(weights[name].shape).to(dx.dtype)
+                grads[name] = grad.reshape(weights[name].shape).to(dx.dtype, copy=True)
         gradients += [grads[name] for name in weights]
     return gradients
 

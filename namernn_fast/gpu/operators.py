@@ -53,9 +53,11 @@ def forward(call: ops.ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tens
     if options & ops.LAST_STATE:
         return stack.like.new_empty(shape), last_states, []
     outputs = [output.view(shape) for output in outputs]
+    if not keeps:
+        return outputs[-1], last_states, []
     shape = ops.output_shape(call.input, stack.program.kept * stack.hidden_size, options)
     saved = [*outputs[:-1], *(kept.view(shape) for kept in all_kept if kept is not None)]
-    return outputs[-1], last_states, saved if keeps else []
+    return outputs[-1], last_states, saved
 
 
 def backward(call: ops.BackwardArguments) -> list[Tensor]:
@@ -180,7 +182,7 @@ def _checked_stack(call: ops.AnyArguments) -> tuple[Stack, Tensor]:
     directions, per_layer = ops.directions_of(options), ops.weights_per_layer(cell, options)
     if not weights or len(weights) % per_layer:
         raise _error(f"weights must hold {per_layer} tensors for each layer, got {len(weights)}")
-    if weights[1].dim() != 2 and cell.has_weight_hh:
+    if cell.has_weight_hh and weights[1].dim() != 2:
         raise _error(f"weight_hh must have 2 dimensions, got {weights[1].dim()}")
     with_ids = ops.has_ids(input)
     dtype = weights[0].dtype if with_ids else input.dtype
