@@ -23,14 +23,15 @@ CELLS = tuple(
     for activation in EVERY[cell].cell.nonlinearities
 )
 RESETS = {"none": {}, "zeros": {"resets": 0.5}, "reset_to": {"resets": 0.5, "with_reset_to": True}}
-BLOCKS = {"one block": (7, 64), "odd blocks": (20, 16)}
+BLOCKS = {"one block": (24, 64), "odd blocks": (26, 16)}
+"""hidden_size and the size of blocks. Fewer than 24 units would need several draws of a case."""
 
 
 def case_of(cell, activation="tanh", options={}, **changes):
     known = len(EVERY[cell].cell.nonlinearities) > 1
     settings = {"bias": True, "batch_first": False, "bidirectional": False, "num_layers": 1}
     settings |= {"nonlinearity": activation} if known else {}
-    case = {"D": 4, "H": 7, "T": 3, "B": 3, "layout": "dense", "seed": 1, "dtype": torch.float32}
+    case = {"D": 4, "H": 24, "T": 3, "B": 3, "layout": "dense", "seed": 1, "dtype": torch.float32}
     places = {"input_place": CONTIGUOUS, "hx_place": CONTIGUOUS}
     wanted = {"wanted": Drawn.__mro__[1].wanted, "given": Drawn.__mro__[1].given}
     case |= places | wanted | {"cell": cell, "options": settings | options} | changes
