@@ -101,7 +101,7 @@ def choose(call: Call, tracing: bool) -> Choice:
         why_not_kernel = "a torch.func transform other than vmap, or forward-mode AD, is active"
     else:
         weight = call.weights[0]
-        why_not_kernel = availability.why_not_kernel(weight, call.cell, bool(call.restart_states))
+        why_not_kernel = availability.why_not_kernel(weight, call.cell, call)
         if why_not_kernel is None:
             return _COMPILED if tracing else _MAPPED if transformed else _FUSED
     why_not_torch = torch_operators.why_not(call, tracing)

@@ -125,6 +125,17 @@ class Call:
         tensors = self.data, *self.states, *self.restart_states, *self.beside, *self.weights
         return any(tensor.requires_grad for tensor in tensors)
 
+    @property
+    def projects(self) -> bool:
+        """Whether the layers have proj_size."""
+        return self.options & ops.PROJECTIONS > 0
+
+    @property
+    def beyond_torch(self) -> bool:
+        """Whether torch's own operators cannot run the call, or would wait for a GPU's lengths."""
+        has_lengths = self.sequence_layout is not None and not self.options & ops.PACKED
+        return self.reset is not None or has_lengths
+
     def convert_states(self, convert: Callable[[Tensor], Tensor]) -> None:
         """Applies `convert` to each initial state and to each state after resets."""
         self.states = [convert(state) for state in self.states]

@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
 from ..cells import Cell
-from ..machine import fp32_precision
 from ..machine.context import autocast_is_on, functorch_is_active, is_compiling
 from .call import Arguments, Call, Choice, Lookup
 from .checks import ID_DTYPES, are_lengths_of, check_ids, steps_of_sequences
@@ -127,12 +126,6 @@ def why_not_table(call: Call, embedding: Tensor, choice: Choice) -> str | None:
             return f"a compiled call uses tables of up to {TRACED_VOCABULARY} rows only"
     elif vocabulary > ids.numel():
         return f"multiplying {ids.numel()} ids is less work than multiplying {vocabulary} rows"
-    elif (
-        embedding.is_cuda
-        and embedding.dtype == torch.float32
-        and (fp32_precision.of_products(), fp32_precision.of_rnns()) == ("tf32", "ieee")
-    ):
-        return "torch would round the table to TF32, but the setting for RNNs does not allow that"
     return None
 
 

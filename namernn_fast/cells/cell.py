@@ -170,7 +170,9 @@ class Cell:
     only_in_float: bool = False
     """Whether kernels for bfloat16 instructions and 8-bit weights do not support the cell, because
     it has more than two states, no weight_hh, means over a row or an input of one number."""
-    has_gpu_kernel: bool = False
+    equation: Callable[[str], Callable[..., Any]] | None = None
+    """Returns the step, as `equations.compile_step` takes it, for one of `nonlinearities`; None if
+    a user wrote the cell. Kernels on GPUs run its program."""
     fp32_precision: Literal["matmul", "rnn"] = "matmul"
     """The setting of `torch.backends.mkldnn` that allows a CPU to multiply float32 numbers in lower
     precision. Torch's layer with this cell, if it exists, uses the same setting."""

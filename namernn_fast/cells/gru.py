@@ -8,6 +8,8 @@ As in `torch.nn.GRU`, each step computes::
     h_t = (1 - z) * n + z * h_{t-1}
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -30,6 +32,17 @@ def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> St
     return step
 
 
+def equation(nonlinearity: str) -> Callable[..., Tensor]:
+    """Returns the step of programs."""
+
+    def step(x: Sequence[Tensor], u: Sequence[Tensor], h: Tensor) -> Tensor:
+        r, z = torch.sigmoid(x[0] + u[0]), torch.sigmoid(x[1] + u[1])
+        n = torch.tanh(x[2] + r * u[2])
+        return n + z * (h - n)
+
+    return step
+
+
 GRU = Cell(
     name="gru",
     number=1,
@@ -37,6 +50,7 @@ GRU = Cell(
     gates=3,
     kept=4,
     make_step=make_step,
+    equation=equation,
     separate=1,
     torch=TorchCounterpart(
         nn.GRU,

@@ -9,7 +9,7 @@ The output is r. See H. F. Song, G. R. Yang, X.-J. Wang: Training Excitatory-Inh
 Neural Networks for Cognitive Tasks, PLoS Computational Biology 12(2), 2016.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,20 @@ def logits_of(rate: Any, hidden_size: int) -> Tensor:
     return given.logit().clamp(max=LARGEST_LOGIT).expand(hidden_size)
 
 
+def equation(nonlinearity: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Returns the step of programs."""
+    act = ACTIVATIONS[nonlinearity]
+
+    def step(
+        x: Sequence[Tensor], u: Sequence[Tensor], r: Tensor, v: Tensor, rate: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        a = torch.sigmoid(rate)
+        v = (1 - a) * v + a * (x[0] + u[0]) + noise
+        return act(v), v
+
+    return step
+
+
 LEAKY = Cell(
     name="leaky",
     number=3,
@@ -77,6 +91,7 @@ LEAKY = Cell(
     gates=1,
     kept=2,
     make_step=make_step,
+    equation=equation,
     parameters=usual_parameters(Parameter("rate", ("hidden",), init=logits_of)),
     inputs=(Input("noise"),),
     states=(State("h", "projected"), State("v")),

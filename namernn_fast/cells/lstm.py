@@ -12,6 +12,8 @@ As in `torch.nn.LSTM`, each step computes::
 With projections, h_t = W_hr (o * tanh(c_t)).
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -44,6 +46,19 @@ def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> St
     return step
 
 
+def equation(nonlinearity: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Returns the step of programs, which knows no projections."""
+
+    def step(
+        x: Sequence[Tensor], u: Sequence[Tensor], h: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        i, f, o = (torch.sigmoid(x[k] + u[k]) for k in (0, 1, 3))
+        c = f * c + i * torch.tanh(x[2] + u[2])
+        return o * torch.tanh(c), c
+
+    return step
+
+
 LSTM = Cell(
     name="lstm",
     number=2,
@@ -51,6 +66,7 @@ LSTM = Cell(
     gates=4,
     kept=5,
     make_step=make_step,
+    equation=equation,
     parameters=usual_parameters(projects=True),
     states=(State("h", "projected"), State("c")),
     fp32_precision="rnn",

@@ -5,6 +5,8 @@ As in `torch.nn.RNN`, each step computes::
     h_t = act(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh),  where act is tanh or relu
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,12 @@ def make_step(weights: LayerWeights, *, nonlinearity: str, in_place: bool) -> St
     return lambda x, h: act(add_product(x, h, weight_hh))
 
 
+def equation(nonlinearity: str) -> Callable[..., Tensor]:
+    """Returns the step of programs."""
+    act = torch.relu if nonlinearity == "relu" else torch.tanh
+    return lambda x, u, h: act(x[0] + u[0])
+
+
 VANILLA = Cell(
     name="rnn",
     number=0,
@@ -27,8 +35,8 @@ VANILLA = Cell(
     gates=1,
     kept=0,
     make_step=make_step,
+    equation=equation,
     nonlinearities=("tanh", "relu"),
-    has_gpu_kernel=True,
     torch=TorchCounterpart(
         nn.RNN,
         nn.RNNCell,

@@ -70,6 +70,25 @@ def _needs_floats(program: Program) -> bool:
     return carried > 1 or has_means or has_numbers or not program.has_weight_hh
 
 
+@functools.cache
+def program_of(cell: Cell, nonlinearity: str) -> Program | None:
+    """Returns the program of a cell, or None if it has none; traces the equation at first."""
+    if cell.program is not None:
+        return Program.parse(cell.program)
+    if cell.equation is None:
+        return None
+    from .compiling import compile_step  # imports much that only few processes need
+
+    return compile_step(
+        cell.equation(nonlinearity),
+        name=cell.name,
+        gates=cell.gates,
+        states=len(cell.states),
+        own={p.name: 1 if p.shape == ("hidden",) else cell.gates for p in cell.own},
+        inputs={i.name: i.is_number for i in cell.inputs},
+    )
+
+
 def initial_values(values: Any, hidden_size: int, default: Any = None) -> Tensor:
     """Returns the initial values of a parameter, or `default` if `values` is None."""
     return torch.as_tensor(default if values is None else values, dtype=torch.float64)

@@ -1,11 +1,15 @@
 """Reports whether the C++ extension, Triton and the GPU can be used, and why not."""
 
+import contextlib
+import functools
 import importlib
 import importlib.util
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -89,25 +93,71 @@ HAS_EXTENSION = _load_extension()
 """Whether the C++ extension is installed. Tests set it to False."""
 
 
-def why_not_kernel(input: Tensor, cell: Cell = VANILLA, has_reset_to: bool = False) -> str | None:
-    """Returns why no fused kernel can run a call on `input`, or None if one can."""
+class GpuNeeds(Protocol):
+    """What the choice of a path on a GPU depends on. `call.Call` has it."""
+
+    @property
+    def projects(self) -> bool:
+        """Whether the layers have proj_size."""
+
+    @property
+    def beyond_torch(self) -> bool:
+        """Whether torch's own operators cannot run the call, or would wait for the device."""
+
+
+def why_not_kernel(input: Tensor, cell: Cell = VANILLA, call: GpuNeeds | None = None) -> str | None:
+    """Returns why no fused kernel can run a call on `input`, or None if one can.
+
+    Args:
+        input: a tensor with the dtype and the device of the call.
+        cell: the cell.
+        call: the call; None for a dense call without options.
+    """
     if input.is_cpu and HAS_EXTENSION and input.dtype in CPU_DTYPES:  # fast path for the usual call
         return None
     if not input.is_cuda:
         return why_not_cpu_kernel(input)
-    why_not = why_not_gpu_kernel(cell, has_reset_to)
-    if why_not is None and input.dtype not in TRITON_DTYPES:
-        return f"the GPU kernels take 16- and 32-bit floating-point types, not {input.dtype}"
-    return why_not
+    return why_not_gpu_kernel(cell, input.dtype, call) or why_not_triton(input.device)
 
 
-def why_not_gpu_kernel(cell: Cell, has_reset_to: bool = False) -> str | None:
-    """Returns why no GPU kernel can run a call of a cell, or None if one can."""
-    if cell.has_gpu_kernel:
-        return "the GPU kernels do not support reset_to" if has_reset_to else None
-    if cell.torch is None:
-        return f"the {cell.name} cell has no GPU kernel"
-    return f"torch's own {cell.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
+_gpu_path: Literal["kernel", "torch"] | None = None
+
+
+@contextlib.contextmanager
+def gpu_path(path: Literal["kernel", "torch"]) -> Iterator[None]:
+    """Context manager that runs GRU and LSTM on GPUs as asked for, wherever both ways are possible.
+
+    For benchmarks. The setting is global to the process.
+
+    Args:
+        path: `kernel` for the Triton kernel, `torch` for torch's own layer.
+    """
+    global _gpu_path
+    previous, _gpu_path = _gpu_path, path
+    try:
+        yield
+    finally:
+        _gpu_path = previous
+
+
+def why_not_gpu_kernel(
+    cell: Cell, dtype: torch.dtype = torch.float32, call: GpuNeeds | None = None
+) -> str | None:
+    """Returns why the GPU kernels do not run a call of a cell, or None if they do.
+
+    This is the one place that chooses. Calls that torch's own GRU or LSTM can run go there, because
+    cuDNN runs them; a measurement may change that.
+    """
+    if cell.program is None and cell.equation is None:
+        return f"the {cell.name} cell has no program"
+    if dtype not in TRITON_DTYPES:
+        return f"the GPU kernels take 16- and 32-bit floating-point types, not {dtype}"
+    if call is not None and call.projects:
+        return "the GPU kernels do not support proj_size"
+    has_operator = cell.torch is not None and cell.torch.operator is not None
+    if has_operator and not (call is not None and call.beyond_torch) and _gpu_path != "kernel":
+        return f"torch's own {cell.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
+    return None
 
 
 def why_not_cpu_kernel(input: Tensor) -> str | None:
@@ -121,33 +171,33 @@ def why_not_cpu_kernel(input: Tensor) -> str | None:
     return None
 
 
-def require_triton(device: torch.device) -> None:
-    """Checks that the Triton kernels can run on a GPU.
+@functools.cache
+def why_not_triton(device: torch.device) -> str | None:
+    """Returns why Triton's kernels cannot run on a GPU, or None if they can.
 
-    Raises:
-        RuntimeError: Triton is missing or older than `TRITON_MINIMUM`, or an NVIDIA GPU has a
-            compute capability below `CAPABILITY_MINIMUM`.
+    Triton may be missing or older than `TRITON_MINIMUM`, or the compute capability of an NVIDIA GPU
+    may be below `CAPABILITY_MINIMUM`.
     """
     wanted = ".".join(map(str, TRITON_MINIMUM))
-    or_move = f"or move the layer and its input from {device} to the CPU"
     try:
         import triton
     except ImportError as error:
-        raise RuntimeError(
-            f"namernn_fast: a {device.type} device needs Triton, which cannot be imported "
-            f"({error}): pip install 'triton>={wanted}', {or_move}"
-        ) from error
+        return (
+            f"a {device.type} device needs Triton, which cannot be imported ({error}): "
+            f"pip install 'triton>={wanted}'"
+        )
     found = triton.__version__
     if tuple(int(part) for part in found.split(".")[:2]) < TRITON_MINIMUM:
-        raise RuntimeError(
-            f"namernn_fast: a {device.type} device needs Triton {wanted} or newer, found {found}: "
-            f"pip install --upgrade 'triton>={wanted}', {or_move}"
+        return (
+            f"a {device.type} device needs Triton {wanted} or newer, found {found}: "
+            f"pip install --upgrade 'triton>={wanted}'"
         )
     if torch.version.hip is None:
         capability = torch.cuda.get_device_capability(device)
         if capability < CAPABILITY_MINIMUM:
-            raise RuntimeError(
-                "namernn_fast: the GPU kernels need compute capability "
+            return (
+                "the GPU kernels need compute capability "
                 f"{CAPABILITY_MINIMUM[0]}.{CAPABILITY_MINIMUM[1]} or newer, {device} has "
-                f"{capability[0]}.{capability[1]}: use torch.nn.RNN there, {or_move}"
+                f"{capability[0]}.{capability[1]}"
             )
+    return None

@@ -32,15 +32,7 @@ def guard_on_cpu(operator: str) -> None:
     recompile_unless(lambda: on_cpu(operator) == expected, code)
 
 
-def of_rnns() -> str:
-    """Returns the precision of float32 products of an RNN on a GPU; `ieee` on AMD GPUs."""
-    return "ieee" if torch.version.hip else _of(torch.backends.cudnn.rnn)  # type: ignore[attr-defined,unused-ignore]
-
-
 def of_products() -> str:
     """Returns the precision of torch's own float32 matrix products on a GPU."""
-    return _of(torch.backends.cuda.matmul)
-
-
-def _of(setting: Any) -> str:
+    setting: Any = torch.backends.cuda.matmul
     return "tf32" if setting.fp32_precision == "tf32" else "ieee"

@@ -267,8 +267,7 @@ def _named(call: Call, choice: Choice) -> tuple[str, dict[str, str]]:
             why_not["torch"] = str(choice.why_not_torch)
         return "reference", why_not
     if like.is_cuda:
-        gpu = gpu_backend.implementation(like.device)
-        kernel, better = gpu.device_of(like).arch, "runs here instead of"
+        kernel, better = gpu_backend.architecture(like.device), "runs here instead of"
     else:
         dtype = torch.int8 if call.options & ops.INT8 else like.dtype
         if why_only_float is not None:

@@ -208,14 +208,24 @@ def test_the_operator_runs_in_training_mode_only_if_needed(kind, operator_calls)
         operator_calls.clear()
 
 
-def test_gpu_kernels_exist_only_for_the_vanilla_cell(kind):
-    """Other cells run torch's own operator on a GPU, with cuDNN or MIOpen."""
-    on_gpu = SimpleNamespace(is_cpu=False, is_cuda=True, dtype=torch.float32)
-    assert availability.why_not_kernel(on_gpu) is None
-    text = f"torch's own {kind.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
-    assert availability.why_not_kernel(on_gpu, kind.cell) == text
-    why_not = availability.why_not_kernel(on_gpu, has_reset_to=True)
-    assert why_not == "the GPU kernels do not support reset_to"
+@pytest.mark.parametrize("more", ["reset", "lengths", "projections", "float64"])
+def test_gpu_kernels_run_what_torchs_layers_cannot(kind, more, monkeypatch):
+    monkeypatch.setattr(availability, "why_not_triton", lambda device: None)
+    dtype = torch.float64 if more == "float64" else torch.float32
+    on_gpu = SimpleNamespace(is_cpu=False, is_cuda=True, dtype=dtype, device="cuda")
+    call = SimpleNamespace(projects=more == "projections", beyond_torch=True)
+    expected = {
+        "projections": "the GPU kernels do not support proj_size",
+        "float64": "the GPU kernels take 16- and 32-bit floating-point types, not torch.float64",
+    }
+    assert availability.why_not_kernel(on_gpu, kind.cell, call) == expected.get(more)
+    if more not in expected:
+        dense = SimpleNamespace(projects=False, beyond_torch=False)
+        text = f"torch's own {kind.name.upper()} operator runs on a GPU, with cuDNN or MIOpen"
+        assert availability.why_not_kernel(on_gpu, kind.cell, dense) == text
+        with availability.gpu_path("kernel"):
+            assert availability.why_not_kernel(on_gpu, kind.cell, dense) is None
+        assert availability.why_not_kernel(on_gpu) is None  # the vanilla cell
 
 
 def test_all_sequences_of_a_jagged_batch_may_be_empty(kind):

@@ -152,7 +152,7 @@ class FusedCell(Preparable, torch.nn.RNNCellBase, Generic[States]):
         if block is not None and block.packed is not None and block.packed.are_current(weights):
             packed = block.packed
         elif (self.why_not_torch() is None and self._why_slower(input) is not None) or (
-            availability.why_not_kernel(weights[0], cell) is not None
+            weights[0].is_cuda or availability.why_not_kernel(weights[0], cell) is not None
         ):
             return None
         states = states_in(hx)
