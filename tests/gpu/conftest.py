@@ -7,8 +7,8 @@ import torch
 @pytest.fixture
 def h100(monkeypatch):
     """Makes the package choose plans for an H100, with no tuned plans and no rejected launches."""
+    from benchmarks.gpu.dry_run import H100
     from namernn_fast.gpu import device, plan
-    from tools.gpu.resources import H100
 
     monkeypatch.setattr(device, "find_device", lambda index: H100)
     monkeypatch.setattr(device, "_refusing", set())

@@ -1,8 +1,7 @@
-"""Tests launches, streams, autotune and compiled matrix products without running kernels."""
+"""Tests launches, streams and autotune without running kernels."""
 
 import contextlib
 import functools
-import re
 
 import operators
 import pytest
@@ -11,8 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton")
 
-from triton.compiler import ASTSource  # noqa: E402
-
 from namernn_fast import gpu, ops, rnn  # noqa: E402
 from namernn_fast.cells import VANILLA  # noqa: E402
 from namernn_fast.gpu import (  # noqa: E402
@@ -20,16 +17,12 @@ from namernn_fast.gpu import (  # noqa: E402
     launching,
     plan,
     problem,
-    products,
     stack,
     tuning,
 )
-from namernn_fast.gpu.kernels import product_kernel, upload_kernel  # noqa: E402
 from namernn_fast.machine import transfers  # noqa: E402
-from tools.gpu import resources as gpu_report  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("h100")
-DEVICES = {device.arch: device for device in gpu_report.DEVICES}
 
 
 class FakeCuda:
@@ -72,21 +65,6 @@ def test_lengths_on_the_cpu_are_rejected_during_graph_capture(lengths, monkeypat
             rnn(x, None, weights, lengths=lengths)
 
 
-def test_upload_kernel_compiles_once_for_all_numbers(monkeypatch):
-    """Triton would compile a special kernel for an argument that is 1 or a multiple of 16."""
-    launched = []
-    monkeypatch.setattr(launching, "run", lambda kernel, grid, args, _: launched.append(args))
-    launching.upload([0, 1, 2, 7, 8, 15, 16, 2**30 - 2], torch.device("meta"))
-    values = launched.pop()["values"]
-    assert len(values) == launching._UPLOADED
-    assert all(v != 1 and v % 16 and v < 2**31 for v in values)
-    types = {"out": "*i64", "values": ("i32",) * len(values)}
-    source = ASTSource(upload_kernel, types, {}, {})
-    compiled = gpu_report.compiled(DEVICES["sm_80"], source, launching.UPLOAD_SETTINGS)
-    assert "st.global" in compiled.asm["ptx"]
-
-
-H100 = DEVICES["sm_90"]
 TOO_LARGE = "Triton Error [CUDA]: too many blocks in cooperative launch"
 NOT_SUPPORTED = "Triton Error [CUDA]: operation not supported"
 
@@ -338,62 +316,3 @@ def test_autotune_restarts_after_a_rejected_launch(monkeypatch):
     assert launches[0] > 1
     assert best.members == 1
     assert {found.members for found in plan.tuned.values()} == {1}
-
-
-# The strides that are 1 in the projection, the gradient of input and the gradient of weight_ih.
-PRODUCTS = {
-    "x w^T": {"left_stride_k", "right_stride_k"},
-    "dz w": {"left_stride_k", "right_stride_n"},
-    "dz^T x": {"left_stride_m", "right_stride_n"},
-}
-POINTERS = {"left", "right", "out"}
-TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
-
-
-def compile_product(device, plan, contiguous, aligned, wide=False):
-    """Compiles a matrix product. The strides named in `contiguous` are 1.
-
-    If `aligned`, all other strides, the sizes and the addresses are divisible by 16.
-    """
-    constants = {**plan.constants(), "plus": None, "WIDE": wide, **dict.fromkeys(contiguous, 1)}
-    types = {
-        name: "constexpr" if name in constants else "*fp32" if name in POINTERS else "i32"
-        for name in product_kernel.arg_names
-    }
-    attributes = {
-        (i,): [["tt.divisibility", 16]]
-        for i, kind in enumerate(types.values())
-        if kind != "constexpr" and aligned
-    }
-    source = ASTSource(product_kernel, types, constants, attributes)
-    return gpu_report.compiled(device, source, plan.settings(device))
-
-
-@pytest.mark.covering(1)
-@pytest.mark.parametrize("arch", TENSOR_CORES)
-@pytest.mark.parametrize("precision", ["ieee", "tf32"])
-@pytest.mark.parametrize("layout", PRODUCTS)
-@pytest.mark.parametrize("aligned", [True, False])
-def test_a_matrix_product_compiles_to_the_expected_instructions(arch, precision, layout, aligned):
-    device = DEVICES[arch]
-    for tiles in {products._SMALL[precision], products._LARGE[precision]}:
-        plan = products.ProductPlan(tiles, 512, 1, precision)
-        compiled = compile_product(device, plan, PRODUCTS[layout], aligned)
-        ptx = compiled.asm["ptx"]
-        taken = gpu_report.resources_of(device, compiled)
-        assert taken.spilled == 0
-        assert taken.shared <= device.shared
-        assert "cp.async" in ptx  # the next blocks are loaded during the multiplication
-        assert (TENSOR_CORES[arch] in ptx) == (precision == "tf32")
-        values = (tiles.block_m + tiles.block_n) * tiles.block_k
-        rounded = len(re.findall(r"and\.b32 .*, -8192;", ptx))
-        if precision == "tf32":
-            assert rounded * tiles.warps * 32 >= values
-        else:
-            assert rounded == 0
-
-
-def test_a_matrix_product_with_64_bit_offsets_compiles():
-    plan = products.choose(2**20, 64, 64, "tf32", 132)
-    compiled = compile_product(H100, plan, PRODUCTS["x w^T"], aligned=False, wide=True)
-    assert "wgmma" in compiled.asm["ptx"]

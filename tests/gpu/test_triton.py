@@ -1,9 +1,7 @@
 """Tests the kernels, plans and errors of the GPU backend. No GPU is needed."""
 
-import json
 import os
 import re
-import shutil
 import sys
 import types
 
@@ -18,15 +16,18 @@ from namernn_fast.machine import availability
 
 triton = pytest.importorskip("triton")
 
-from benchmarks.gpu.dry_run import on_cuda  # noqa: E402
-from benchmarks.harness.paths import GPU_REPORT  # noqa: E402
+from benchmarks.gpu.dry_run import H100, on_cuda  # noqa: E402
 from namernn_fast import gpu, gpu_backend  # noqa: E402
-from namernn_fast.gpu import kernels, sums  # noqa: E402
+from namernn_fast.gpu.device import Device  # noqa: E402
 from namernn_fast.gpu.plan import Size, choose  # noqa: E402
-from tools.gpu import resources as gpu_report  # noqa: E402
-from tools.ptx.driver import KNOWN_TRITON  # noqa: E402
 
-DEVICES = {device.arch: device for device in gpu_report.DEVICES}
+# The shared memory of one program and the number of processors are from the manufacturers' manuals.
+DEVICES = {
+    "sm_80": Device("cuda", "sm_80", 163 * 1024, 108),
+    "sm_90": H100,
+    "sm_100": Device("cuda", "sm_100", 227 * 1024, 148),
+    "gfx942": Device("hip", "gfx942", 64 * 1024, 304),
+}
 GPU = torch.device("cuda", 0)
 
 
@@ -43,18 +44,6 @@ def test_interpreted_kernels_pass_their_tests(slow, run_tests):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     strength = None if slow else 0
     run_tests("tests/gpu/interpreted", environment=environment, slow=slow, strength=strength)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_emulated_kernels_pass_their_tests(run_tests):
-    version = ".".join(triton.__version__.split(".")[:2])
-    if version != KNOWN_TRITON:
-        pytest.skip(f"tools/ptx supports the instructions of Triton {KNOWN_TRITON}, not {version}")
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
-        pytest.skip("needs a C++ compiler to build tools/ptx")
-    environment = {**os.environ, "NAMERNN_FAST_EMULATE": "1"}
-    run_tests("tests/gpu/emulated", environment=environment, slow=True, strength=1)
 
 
 @pytest.mark.covering(1)
@@ -110,141 +99,6 @@ def test_tiles_of_streamed_plans_grow_with_the_work_per_step():
     assert tile(2048, 512, torch.bfloat16) == (64, 128, 16, 1)
     assert tile(2048, 512, torch.float32, tf32=True) == (64, 64, 16, 2)
     assert tile(1024, 4096, torch.float32) == (32, 64, 1, 16)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "name", "size"),
-    [
-        ("forward", "earlier_place", (4096, 64)),  # streamed
-        ("forward", "earlier_place", (1024, 64)),  # cooperative
-        ("backward", "later_row", (256, 64)),  # resident
-        ("backward", "later_row", (1024, 64)),
-    ],
-)
-def test_the_time_loop_carries_the_last_computed_row_as_a_variable(kernel, name, size):
-    """If the row's initial value were an alias, Triton would treat the row as a constant."""
-    text = compiled_text(kernel, *size, torch.bfloat16, "ttir")
-    (over_time,) = re.findall(r"scf.for %s(?:_\d+)? = .* iter_args\((.*?)\)", text)
-    assert f"%{name} = " in over_time
-
-
-def test_only_one_thread_of_a_program_polls_the_counter():
-    """The other threads wait at a barrier and then read the count from shared memory."""
-    ptx = compiled_text("forward", 1024, 1, torch.float32, "ptx")
-    poll = r"@%p\d+ red\.global\.gpu\.release\.add.*?bar\.sync.*?@%p\d+ ld\.global\.gpu\.acquire"
-    assert re.search(poll + r".*?st\.shared.*?bar\.sync.*?ld\.shared", ptx, re.DOTALL)
-    assert "ld.volatile" not in ptx
-
-
-@pytest.mark.covering(1)
-@pytest.mark.parametrize("kernel", gpu_report.KERNELS)
-@pytest.mark.parametrize(
-    "size", [(33, 1), (127, 64), (128, 64), (255, 4), (256, 4), (300, 4), (512, 1)], ids=str
-)
-def test_products_of_one_sequence_are_summed_within_threads(kernel, size):
-    """If a layout spread each sum over all threads, every sum would need separate shuffles.
-
-    For odd sizes, whose rows are not aligned, Triton would derive such a layout from the loads.
-    """
-    ptx = compiled_text(kernel, *size, torch.float32, "ptx")
-    assert 0 < len(re.findall(r"shfl\.sync", ptx)) <= 16
-
-
-def build_of(arch, hidden_size, batch, dtype):
-    device = DEVICES[arch]
-    plan = choose(Size(hidden_size, batch, dtype, device))
-    return gpu_report.Build(device, hidden_size, dtype, plan)
-
-
-def compiled_text(name, hidden_size, batch, dtype, stage):
-    """Compiles a kernel for an H100, and returns the text of one stage, such as "ptx"."""
-    build = build_of("sm_90", hidden_size, batch, dtype)
-    return gpu_report.compile_kernel(gpu_report.KERNELS[name], build).asm[stage]
-
-
-# (hidden_size, batch, dtype) for every kind of plan, with and without tensor cores.
-SAMPLE = [
-    (64, 64, torch.float32),
-    (1024, 1, torch.float32),
-    (256, 64, torch.bfloat16),
-    (1024, 64, torch.bfloat16),
-    (4096, 64, torch.float16),
-]
-
-
-# The number of registers that may be spilled for an odd hidden size. Rows are then not aligned, so
-# each thread holds units of many rows, and the backward pass on tensor cores runs out of registers.
-SPILLED_OF_ODD_SIZES = 64
-
-
-def check_limits(device, taken, hidden_size):
-    assert taken.spilled <= (SPILLED_OF_ODD_SIZES if hidden_size % 2 else 0)
-    assert taken.shared <= device.shared
-
-
-def compile_within_limits(kernel, build, **call):
-    """Compiles a kernel, checks that its resources are within limits, and returns them."""
-    compiled = gpu_report.compile_kernel(kernel, build, **call)
-    taken = gpu_report.resources_of(build.device, compiled)
-    check_limits(build.device, taken, build.hidden_size)
-    return taken
-
-
-@pytest.mark.covering(0)
-@pytest.mark.parametrize("arch", DEVICES)
-@pytest.mark.parametrize("case", SAMPLE, ids=str)
-def test_sampled_kernels_stay_within_limits(arch, case):
-    build = build_of(arch, *case)
-    for kernel in gpu_report.KERNELS.values():
-        compile_within_limits(kernel, build)
-    compile_within_limits(kernels.forward_kernel, build, rows={"ids"})
-
-
-@pytest.mark.covering(0)
-@pytest.mark.parametrize("arch", [arch for arch in DEVICES if arch.startswith("sm_")])
-@pytest.mark.parametrize("call", [{}, {"directions": 2, "rows": {"ids", "lengths", "reset"}}])
-def test_at_least_two_single_sequence_programs_fit_on_a_processor(arch, call):
-    build = build_of(arch, 128, 4096, torch.float32)
-    device, plan = build.device, build.plan
-    assert (plan.kind, plan.block_b) == ("resident", 1)
-    for kernel in gpu_report.KERNELS.values():
-        if kernel is kernels.backward_kernel:  # the backward kernel does not read ids
-            call = call | {"rows": {*call.get("rows", ())} - {"ids"}}
-        taken = compile_within_limits(kernel, build, **call)
-        assert gpu_report.occupancy(device, plan, taken) >= 2 * plan.warps / 64
-
-
-@pytest.mark.parametrize("arch", DEVICES)
-@pytest.mark.parametrize("case", [(9, torch.float32), (256, torch.bfloat16)], ids=str)
-def test_the_sums_kernel_compiles_within_limits(arch, case):
-    width, dtype = case
-    signature = {"rows": gpu_report.POINTERS[dtype], "order": "*i64", "borders": "*i64"}
-    signature |= {"sums": "*fp32", "V": "i32"}
-    to = gpu_report.Specialisation(signature, sums.sums_constants_of(width), sums.SUMS_SETTINGS)
-    source = gpu_report.source_of(kernels.sums_by_token_kernel, to)
-    compiled = gpu_report.compiled(DEVICES[arch], source, to.settings)
-    check_limits(DEVICES[arch], gpu_report.resources_of(DEVICES[arch], compiled), width)
-
-
-def test_the_recorded_report_matches_the_current_plans():
-    document = json.loads(gpu_report.RAW.read_text(encoding="utf-8"))
-    rows = document["rows"]
-    assert [
-        (row["arch"], row["dtype"], row["hidden_size"], row["batches"], row["plan"]) for row in rows
-    ] == [
-        (build.device.arch, build.precision, build.hidden_size, batches, build.plan._asdict())
-        for build, batches in gpu_report.builds()
-    ]
-    for row in rows:
-        # Forward kernels of these plans may spill registers. See SPILLING in tools/lint.
-        may_spill = row["dtype"] == "float32" and row["plan"]["warps"] == 16
-        for name in gpu_report.KERNELS:
-            fields = gpu_report.Resources._fields
-            taken = gpu_report.Resources(*(row[name][field] for field in fields))
-            if may_spill and name == "forward":
-                taken = taken._replace(spilled=0)
-            check_limits(DEVICES[row["arch"]], taken, row["hidden_size"])
-    assert gpu_report.text(document) in GPU_REPORT.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
-from benchmarks.gpu.dry_run import on_cuda, serve_cpu_tensors
+from benchmarks.gpu.dry_run import H100, on_cuda, serve_cpu_tensors
 from namernn_fast.gpu import launching
-from tools.gpu.resources import H100
 
 if not triton.knobs.runtime.interpret:
     raise RuntimeError("set the environment variable TRITON_INTERPRET=1")
