@@ -13,7 +13,7 @@ endif
 export PYTHONDONTWRITEBYTECODE :=
 
 comma := ,
-NATIVE := $(wildcard $(foreach folder,csrc csrc/* csrc/*/* tests/native tools/ptx,$(folder)/*.h $(folder)/*.cpp))
+NATIVE := $(wildcard $(foreach folder,csrc csrc/* csrc/*/* tests/native,$(folder)/*.h $(folder)/*.cpp))
 SOURCES := $(filter csrc/%,$(NATIVE)) tests/native/test_cells.h setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
@@ -26,7 +26,7 @@ parts = $(if $(filter-out $(2),$(ONLY)),$(error ONLY=$(ONLY): make $(1) has $(2)
 
 BENCHMARKS := grid peers applications roofline capabilities avx2 soak names
 COMPATIBILITY := compilers arm wheel third-party
-COMMANDS := setup bench test test-all check format docs cases record bench-gpu gpu compare sanitize compatibility wheel clean
+COMMANDS := setup bench test test-all check format docs cases record bench-gpu compare sanitize compatibility wheel clean
 .PHONY: help $(COMMANDS)
 
 help:
@@ -68,7 +68,7 @@ test: $$(if $$(FUZZ),test/fuzz,test/short) ## tests every cell, option and instr
 
 # Tests run in parallel. Waiting threads do not spin, so that another test can use their core. NumPy's BLAS
 # gets one thread, because its threads would spin even for small products.
-PARALLEL := test/short test/fuzz test-all gpu/emulate docs/site docs/test
+PARALLEL := test/short test/fuzz test-all docs/site docs/test
 $(PARALLEL): export OMP_WAIT_POLICY ?= passive
 $(PARALLEL): export OPENBLAS_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -82,7 +82,7 @@ test/short: $(VENV)/with-test
 test/fuzz: $(VENV)/with-test
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/kernel/test_fuzz.py
 
-test-all: test/short ## runs all tests, including covering arrays of strength 3, wheels, browsers, emulated GPUs
+test-all: test/short ## runs all tests, including covering arrays of strength 3, wheels, browsers
 	$(PYTEST) -m slow
 
 check: $(VENV)/with-test $(VENV)/with-check ## checks formatting, types, sizes of files and functions, workflows
@@ -195,23 +195,6 @@ record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) cases ## repeats t
 # Uses the GPU, torch, Triton and NumPy of this machine.
 bench-gpu: ## compares the speed of cuDNN and our kernels on this machine's GPU; DRY_RUN=1 needs no GPU and measures nothing
 	$(PYTHON) -m benchmarks.gpu.cudnn $(if $(DRY_RUN),--dry-run) $(RECORDING)
-
-gpu: $$(call parts,gpu,lint emulate report,lint emulate) ## tests GPU kernels without a GPU; ONLY=lint, emulate (executes them) or report
-
-.PHONY: gpu/lint gpu/emulate gpu/report
-# Checks the machine code of the GPU kernels. ONLY=report RECORD=1 records its budgets.
-gpu/lint: $(VENV)/with-test
-	$(BIN)/python -m tools.lint
-
-# Executes the GPU kernels of many layers, compiled for three architectures, on the CPU. Also inserts faults into
-# kernels, which these runs must detect.
-gpu/emulate: $(VENV)/with-test
-	NAMERNN_FAST_EMULATE=1 $(PYTEST) -m "" tests/gpu/emulated
-	PYTHONPATH=.:tests:tests/gpu $(BIN)/python -W ignore tests/gpu/emulated/mutants.py
-
-# Reports the resources that the compiled GPU kernels need on each architecture.
-gpu/report: $(VENV)/with-test
-	$(BIN)/python -m tools.gpu.resources $(RECORDING)
 
 BASE ?= HEAD~1
 compare: $(VENV)/installed ## compares results bit by bit, and speed, with BASE=revision (HEAD~1)

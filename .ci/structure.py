@@ -56,7 +56,7 @@ WORDING = re.compile(r"_refuse_\w+")
 CODE = ("csrc/", f"{PACKAGE}/", "benchmarks/", "tests/", "tools/", "README", "CONTRIBUTING")
 EVERYWHERE = (*CODE, "docs/")
 NATIVE = ("csrc/", "tests/native/")
-GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/", "tools/gpu/", "tools/lint/")
+GPU = (f"{PACKAGE}/gpu/", "tests/gpu/", "benchmarks/gpu/")
 # Names that the glossary makes ambiguous: (pattern, name to use instead, path prefixes to search)
 BANNED = [
     (r"\blayer(\.|->)packed\b", "panels", NATIVE),

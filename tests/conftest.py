@@ -30,8 +30,6 @@ if level := os.environ.get("ATEN_CPU_CAPABILITY"):
 # The tests in gpu/interpreted must run in a process in which Triton interprets its kernels.
 # gpu/test_triton.py starts that process.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["gpu/interpreted"]
-if os.environ.get("NAMERNN_FAST_EMULATE") != "1":
-    collect_ignore.append("gpu/emulated")
 
 # Makes pytest show values in failed assertions of drawn.py, as it does in test files.
 pytest.register_assert_rewrite("drawn")

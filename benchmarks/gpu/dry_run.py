@@ -16,9 +16,9 @@ from namernn_fast.gpu import device as gpu_device
 from namernn_fast.gpu.device import Device
 from namernn_fast.machine import availability
 from namernn_fast.testing import BudgetError
-from tools.gpu.resources import H100
 
 OPERATORS = ("forward", "backward")
+H100 = Device("cuda", "sm_90", shared=227 * 1024, processors=132)
 _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 

@@ -18,7 +18,6 @@ PERFORMANCE_AVX2 = DOCS / "performance_avx2.md"
 """Tables of runs with AVX2."""
 REAL_MODELS = DOCS / "real_models.md"
 CAPABILITIES = DOCS / "capabilities.md"
-GPU_REPORT = DOCS / "gpu_report.md"
 
 
 class Section(NamedTuple):
