@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from namernn_fast.gpu.device import Device
 from torch import nn
 
 from benchmarks.harness.grid import TRAINING
 from namernn_fast import gpu, gpu_backend, ops
 from namernn_fast.bench.timed_calls import Input, call_of, draw_gradients
 from namernn_fast.gpu import device as gpu_device
-from namernn_fast.gpu.device import Device
 from namernn_fast.machine import availability
 from namernn_fast.testing import BudgetError
 

@@ -7,4 +7,12 @@ checks programs, and `csrc/cells/equation.h` runs them.
 from .cell import EQUATION, cell_of_program, find_cell, initial_values, products_of_h, program_of
 from .program import Program
 
-__all__ = ["EQUATION", "Program", "cell_of_program", "find_cell", "initial_values", "products_of_h", "program_of"]
+__all__ = [
+    "EQUATION",
+    "Program",
+    "cell_of_program",
+    "find_cell",
+    "initial_values",
+    "products_of_h",
+    "program_of",
+]

@@ -28,7 +28,9 @@ OPERATIONS = {
     **{op: f"{op}({{}})" for op in ("log1p", "expm1", "tanh", "sigmoid", "softplus", "sign")},
     **{"neg": "-{}", "sqrt": "tl.sqrt_rn({})", "recip": "1.0 / {}", "copy": "{}"},
     **{"add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "div": "{} / {}"},
-    **{op: f"({{}} {sign} {{}}).to(tl.float32)" for op, sign in zip(("lt", "le", "eq"), ("<", "<=", "=="), strict=True)},
+    "lt": "({} < {}).to(tl.float32)",
+    "le": "({} <= {}).to(tl.float32)",
+    "eq": "({} == {}).to(tl.float32)",
     "max": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "min": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     "tanh_grad": "{0} * (1.0 - {1} * {1})",
@@ -44,7 +46,9 @@ HEADER = """\
 import triton
 import triton.language as tl
 
-from namernn_fast.gpu.functions import {functions}
+from namernn_fast.gpu.functions import (
+{functions}
+)
 """
 FUNCTIONS = (
     "add_product, expm1, heads_from, heads_to, is_cut, log1p, previous, row_at, sequences, sigmoid,"
@@ -263,7 +267,8 @@ def _loads(program: Program, name: str) -> str:
     elif letter == "i":
         at = f"input{k} + row[:, None] * input{k}_row + direction * input{k}_direction"
         is_number = program.inputs[k][1]
-        load = f"tl.load({at}{'' if is_number else ' + n'}, mask={'alive' if is_number else 'mask'}, other=0.0)"
+        at = f"{at}, mask=alive" if is_number else f"{at} + n, mask=mask"
+        load = f"tl.load({at}, other=0.0)"
         load = f"({load} if input{k} is not None else tl.zeros((1, 1), tl.float32))"
     else:
         load = f"tl.load(carried{k} + hx_at + n, mask=mask, other=0.0)"
@@ -273,9 +278,12 @@ def _loads(program: Program, name: str) -> str:
     return f"{name} = {load}.to(tl.float32)"
 
 
-
 def _indented(lines: Sequence[str], levels: int = 1) -> str:
     return textwrap.indent("\n".join(lines), "    " * levels)
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="    "))
 
 
 def _kernel(name: str, tensors: Sequence[str], numbers: Sequence[str], body: Sequence[str]) -> str:
@@ -286,7 +294,7 @@ def _kernel(name: str, tensors: Sequence[str], numbers: Sequence[str], body: Seq
         [
             f"@triton.jit(do_not_specialize={unspecialized})",
             f"def {name}(",
-            *textwrap.wrap(", ".join(arguments), 92, initial_indent="    ", subsequent_indent="    "),
+            _wrapped(", ".join(arguments)),
             "):",
             _indented([*START.splitlines(), *body]),
             "",
@@ -402,7 +410,8 @@ def _backward(program: Program, body: _Body) -> str:
         if letter == "w":
             place = f"grad_own + (instance * {blocks} + {k}) * H + n"
             total = f"tl.sum(tl.where(mask, {name}, 0.0), 0)[None, :]"
-            return f"tl.store({place}, tl.load({place}, mask=n < H, other=0.0) + {total}, mask=n < H)"
+            total = f"tl.load({place}, mask=n < H, other=0.0) + {total}"
+            return f"tl.store({place}, {total}, mask=n < H)"
         if letter == "d":
             return f"tl.store(dz + (row_at_step * {sums} + {k}) * H + n, {name}, mask=mask)"
         if letter == "q":
@@ -453,11 +462,12 @@ def printed(program: Program, in_one_block: bool) -> Printed:
     """
     passes = program.forward, program.backward
     forward, backward = (_Body(program, items, in_one_block) for items in passes)
-    header = HEADER.format(name=program.name, functions=f"(\n    {FUNCTIONS}\n)")
-    header = header.replace("functions import (\n    " + FUNCTIONS, "functions import (\n" + "\n".join(textwrap.wrap(FUNCTIONS, 92, initial_indent="    ", subsequent_indent="    ")))
+    header = HEADER.format(name=program.name, functions=_wrapped(FUNCTIONS))
     texts = header, _forward(program, forward), _backward(program, backward)
     source = "\n\n".join(texts)
-    return Printed(_imported(program.name, source), source, (len(forward.slots), len(backward.slots)))
+    return Printed(
+        _imported(program.name, source), source, (len(forward.slots), len(backward.slots))
+    )
 
 
 def _imported(name: str, source: str) -> ModuleType:

@@ -6,7 +6,7 @@ and of all weights from dz.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from ..cells import Cell
 from ..cells.cell import LayerWeights
 from ..equations import Program
 from ..machine import fp32_precision
-from .emit import Printed, printed
+from .emit import printed
 
 
 class SequenceLayout(NamedTuple):
@@ -73,8 +73,6 @@ class Stack:
     """Contiguous rows (N, features), or none for zeros."""
     like: Tensor
     """A tensor with the dtype and the device of the call."""
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """The arguments of kernels that all layers share."""
 
     @property
     def sums(self) -> int:
@@ -143,7 +141,7 @@ def _launch(stack: Stack, layer: int, is_backward: bool, arguments: dict[str, An
         **{"DOT": tiles.uses_dot, "PRECISION": _precision(stack.like)},
     }
     kernel = kernels.module.backward if is_backward else kernels.module.forward
-    kernel[grid](**all_arguments, **constants, num_warps=4)
+    kernel[grid](**all_arguments, **constants, num_warps=4, enable_fp_fusion=True)
 
 
 def _shared_arguments(stack: Stack, layer: int) -> dict[str, Any]:
@@ -162,7 +160,7 @@ def _shared_arguments(stack: Stack, layer: int) -> dict[str, Any]:
     for i, described in enumerate(stack.cell.inputs):
         rows = stack.inputs[i] if stack.inputs else None
         features = described.features(stack.hidden_size)
-        is_shared = rows is not None and (rows.shape[1] == features) or parts == 1
+        is_shared = parts == 1 or (rows is not None and rows.shape[1] == features)
         if rows is not None and not is_shared:
             rows = rows[:, layer * directions * features :]
         arguments[f"input{i}"] = rows
@@ -269,7 +267,8 @@ def backward_layer(
         dz (N, directions, gates + separate, H), and the previous h of each row (N, directions, H)
         and the gradient of own parameters (directions, blocks, H) if weights want them.
     """
-    layout, program, H, directions = stack.layout, stack.program, stack.hidden_size, stack.directions
+    layout, program = stack.layout, stack.program
+    H, directions = stack.hidden_size, stack.directions
     shape, of_layer = (directions, layout.B, H), slice(layer * directions, (layer + 1) * directions)
     dz = stack.rows(stack.sums)
     before = stack.rows(1).squeeze(2) if want_weights and program.has_weight_hh else None
@@ -367,4 +366,5 @@ def _grad_weight_hh(stack: Stack, du: Tensor, before: Tensor) -> Tensor:
     heads, gates = stack.heads, stack.program.gates
     of_heads = du.unflatten(2, (heads, -1)).permute(2, 1, 3, 0).flatten(1, 2)  # (heads, rows, N)
     products = of_heads @ before.unflatten(1, (heads, -1)).transpose(0, 1)
-    return products.unflatten(1, (gates, -1)).transpose(0, 1).flatten(0, 2)
+    rows: Tensor = products.unflatten(1, (gates, -1)).transpose(0, 1).flatten(0, 2)
+    return rows

@@ -41,9 +41,7 @@ def forward(call: ops.ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tens
         number = len(stack.layers)
         for k in range(number):
             keeps_output = k < number - 1 or not options & ops.LAST_STATE
-            output, kept, last = forward_layer(
-                stack, k, x, keeps_output=keeps_output, keeps=keeps
-            )
+            output, kept, last = forward_layer(stack, k, x, keeps_output=keeps_output, keeps=keeps)
             outputs.append(output)
             all_kept.append(kept)
             last_of_layers.append(last)
@@ -78,10 +76,10 @@ def _backward(call: ops.BackwardArguments, stack: Stack, x: Tensor) -> list[Tens
     """Computes the wanted gradients of a call whose arguments are checked."""
     number, layout = len(stack.layers), stack.layout
     outputs = [layer.flatten(0, -2).contiguous() for layer in (*call.saved, call.output)]
-    kept = [None] * number
+    kept: list[Tensor | None] = [None] * number
     if stack.program.kept:
         *outputs, output = outputs
-        outputs, kept = [*outputs[: number - 1], output], outputs[number - 1 :]
+        outputs, kept = [*outputs[: number - 1], output], [*outputs[number - 1 :]]
     if 0 in call.want_layers and not ops.has_ids(x) and not layout.is_full:
         # The padding may contain NaN, and zero times NaN is NaN.
         x = torch.where(_rows_exist(layout, x), x, 0.0)

@@ -71,7 +71,7 @@ def advise(facts: Facts) -> list[str]:
         )
     advice += _on_waiting(facts)
     if facts.gpu_trouble is not None:
-        advice.append(f"Calls on the GPU raise an error. {facts.gpu_trouble}.")
+        advice.append(f"Calls on the GPU run without a kernel. {facts.gpu_trouble}.")
     return advice
 
 
@@ -142,9 +142,5 @@ def _gpu_trouble() -> str | None:
     """Returns why the current GPU cannot run the GPU kernels; None if it can or there is no GPU."""
     if not torch.cuda.is_available():
         return None
-    try:
-        availability.require_triton(torch.device("cuda", torch.cuda.current_device()))
-    except RuntimeError as error:
-        text = str(error).removeprefix("namernn_fast: ")
-        return text[:1].upper() + text[1:]
-    return None
+    why_not = availability.why_not_triton(torch.device("cuda", torch.cuda.current_device()))
+    return why_not and why_not[:1].upper() + why_not[1:]

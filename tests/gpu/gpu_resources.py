@@ -25,7 +25,7 @@ class Resources(NamedTuple):
 
 
 def compiled(cell, name, arch, hidden_size):
-    """Compiles a kernel for float32 sequences with lengths and resets, and a batch of 16 or more."""
+    """Compiles a kernel for 16 or more float32 sequences with lengths and resets."""
     tiles = layers.tiles_of(hidden_size, 16)
     program = program_of(EVERY[cell].cell, "tanh")
     kernels = emit.printed(program, tiles.block_n >= hidden_size)
@@ -43,7 +43,7 @@ def compiled(cell, name, arch, hidden_size):
     for place, argument in enumerate(kernel.arg_names):
         if argument in constants:
             signature[argument] = "constexpr"
-        elif argument in absent or argument.startswith("reset_to") and argument[-1].isdigit():
+        elif argument in absent or (argument.startswith("reset_to") and argument[-1].isdigit()):
             signature[argument], constants[argument] = "constexpr", None
         elif argument in emit.SIZES or argument.endswith(("_row", "_direction")):
             signature[argument] = "i32"
@@ -72,7 +72,7 @@ def resources_of(cell, name, arch, hidden_size):
 
 
 def registers_of(cubin):
-    """Returns registers and spilled bytes of the only kernel in a cubin, as cuobjdump prints them."""
+    """Returns registers and spilled bytes of the kernel in a cubin, as cuobjdump prints them."""
     import subprocess
     import tempfile
 

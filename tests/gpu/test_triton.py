@@ -1,4 +1,4 @@
-"""Tests the printed kernels without a GPU: their source, what compilers make of them, and errors."""
+"""Tests the printed kernels without a GPU: their source, compilation, and errors."""
 
 import os
 import re

@@ -18,23 +18,21 @@ from namernn_fast.cells import VANILLA
 from namernn_fast.gpu import layers
 
 CELLS = tuple(
-    (cell, activation)
-    for cell in (*KINDS, *MORE)
-    for activation in EVERY[cell].cell.nonlinearities
+    (cell, activation) for cell in (*KINDS, *MORE) for activation in EVERY[cell].cell.nonlinearities
 )
 RESETS = {"none": {}, "zeros": {"resets": 0.5}, "reset_to": {"resets": 0.5, "with_reset_to": True}}
 BLOCKS = {"one block": (24, 64), "odd blocks": (26, 16)}
 """hidden_size and the size of blocks. Fewer than 24 units would need several draws of a case."""
 
 
-def case_of(cell, activation="tanh", options={}, **changes):
+def case_of(cell, activation="tanh", options=None, **changes):
     known = len(EVERY[cell].cell.nonlinearities) > 1
     settings = {"bias": True, "batch_first": False, "bidirectional": False, "num_layers": 1}
     settings |= {"nonlinearity": activation} if known else {}
     case = {"D": 4, "H": 24, "T": 3, "B": 3, "layout": "dense", "seed": 1, "dtype": torch.float32}
     places = {"input_place": CONTIGUOUS, "hx_place": CONTIGUOUS}
     wanted = {"wanted": Drawn.__mro__[1].wanted, "given": Drawn.__mro__[1].given}
-    case |= places | wanted | {"cell": cell, "options": settings | options} | changes
+    case |= places | wanted | {"cell": cell, "options": settings | (options or {})} | changes
     return Drawn(**case)
 
 
