@@ -194,7 +194,7 @@ record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) cases ## repeats t
 
 # Uses the GPU, torch, Triton and NumPy of this machine.
 bench-gpu: ## compares the speed of cuDNN and our kernels on this machine's GPU; DRY_RUN=1 needs no GPU and measures nothing
-	$(PYTHON) -m benchmarks.gpu.cudnn $(if $(DRY_RUN),--dry-run) $(RECORDING)
+	$(PYTHON) -m benchmarks.gpu.run $(if $(DRY_RUN),--dry-run) $(RECORDING)
 
 BASE ?= HEAD~1
 compare: $(VENV)/installed ## compares results bit by bit, and speed, with BASE=revision (HEAD~1)

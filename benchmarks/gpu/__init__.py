@@ -1,1 +1,1 @@
-"""Benchmarks on GPUs."""
+"""Benchmarks that need a GPU."""
