@@ -26,7 +26,7 @@ parts = $(if $(filter-out $(2),$(ONLY)),$(error ONLY=$(ONLY): make $(1) has $(2)
 
 BENCHMARKS := grid peers applications roofline capabilities avx2 soak names
 COMPATIBILITY := compilers arm wheel third-party
-COMMANDS := setup bench test test-all check format docs cases record bench-gpu compare sanitize compatibility wheel clean
+COMMANDS := setup bench test test-all check format docs cases record bench-gpu gpu compare sanitize compatibility wheel clean
 .PHONY: help $(COMMANDS)
 
 help:
@@ -193,8 +193,11 @@ record: RECORD = 1
 record: $(addprefix bench/,$(filter-out names,$(BENCHMARKS))) cases ## repeats the measurements in README.md and the pages on performance
 
 # Uses the GPU, torch, Triton and NumPy of this machine.
-bench-gpu: ## compares the speed of cuDNN and our kernels on this machine's GPU; DRY_RUN=1 needs no GPU and measures nothing
+bench-gpu: ## compares speed and memory with other ways to train on this machine's GPU; DRY_RUN=1 needs no GPU and measures nothing
 	$(PYTHON) -m benchmarks.gpu.run $(if $(DRY_RUN),--dry-run) $(RECORDING)
+
+gpu: $(VENV)/with-test ## compiles the GPU kernels without a GPU, and prints the registers and memory that they take
+	@PYTHONPATH=.:tests $(BIN)/python tests/gpu/gpu_resources.py
 
 BASE ?= HEAD~1
 compare: $(VENV)/installed ## compares results bit by bit, and speed, with BASE=revision (HEAD~1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import ops
 from ..cells import Cell
 from ..cells.cell import LayerWeights
-from ..equations import Program
+from ..equations import Program, program_of
 from ..machine import fp32_precision
 from .emit import printed
 
@@ -112,6 +112,13 @@ def tiles_of(hidden_size: int, batch: int) -> Tiles:
     few = batch <= 4
     block_b = triton.next_power_of_2(max(batch, 1)) if few else 16
     return Tiles(block_b, min(LARGEST_BLOCK, units), min(32, units))
+
+
+def source_of(cell: Cell, nonlinearity: str, hidden_size: int) -> str:
+    """Returns the source code of the kernels of a layer."""
+    program = program_of(cell, nonlinearity)
+    assert program is not None
+    return printed(program, tiles_of(hidden_size, 1).block_n >= hidden_size).source
 
 
 def _precision(like: Tensor) -> str:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import dispatch, gpu_backend, ops, torch_operators
 from ..call import Arguments, Call, Choice, Lengths, given, tokens
 from ..call.checks import check_like_nn_rnn
-from ..call.options import precision_bits
+from ..call.options import nonlinearity_of, precision_bits
 from ..machine import fp32_precision
 from ..machine.context import is_compiling
 from .base.layer import FusedLayer
@@ -43,6 +43,8 @@ class Explanation(NamedTuple):
     why_no_shortcut: dict[str, str] = {}  # noqa: RUF012 - never modified
     """The reason against each shortcut that the call does not take, by its name. Empty unless input
     holds token ids, the call is `last_state`, or the module is prepared."""
+    source: str | None = None
+    """The source code of the Triton kernels, if the call runs them."""
 
     def __str__(self) -> str:
         path = self.path
@@ -158,6 +160,19 @@ def _refuse_all_but(layer: Any, arguments: Arguments, known: Sequence[str]) -> N
 
 def _of_layer(
     layer: Layer | Prepared[Any], call: Call, last_state: bool, why_rows: str | None = None
+) -> Explanation:
+    """Explains a call as `_of_call` does, and adds the source code of Triton kernels."""
+    explained = _of_call(layer, call, last_state, why_rows)
+    if not explained.path.startswith("triton"):
+        return explained
+    from ..gpu.layers import source_of
+
+    source = source_of(call.cell, nonlinearity_of(call.options), call.hidden_size())
+    return explained._replace(source=source)
+
+
+def _of_call(
+    layer: Layer | Prepared[Any], call: Call, last_state: bool, why_rows: str | None
 ) -> Explanation:
     """Explains a call on features or token ids.
 
