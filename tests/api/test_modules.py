@@ -301,7 +301,7 @@ def test_16_bit_steps_run_torchs_cell(kind, fused_steps):
     reason = "torch's own cell is as fast for a single step"
     if kind.gates > 1:
         reason = "in 16 bits torch's own cell is faster for some sizes"
-    assert explained == ("torch", {"cpu": reason}, (), {})
+    assert explained[:4] == ("torch", {"cpu": reason}, (), {})
 
 
 def test_explain_names_the_path_without_a_kernel(kind, monkeypatch):
@@ -309,7 +309,7 @@ def test_explain_names_the_path_without_a_kernel(kind, monkeypatch):
     module, x = kind.layer(3, 4), torch.randn(5, 2, 3)
     on_meta = {"cpu": "the CPU kernel does not run on meta"}
     explained = explain(kind.layer(3, 4, device="meta"), x.to("meta"))
-    assert explained == (kind.without_kernel, on_meta, (), {})
+    assert explained[:4] == (kind.without_kernel, on_meta, (), {})
     monkeypatch.setattr(availability, "HAS_EXTENSION", False)
     missing = {"cpu": "the C++ extension was not built"}
     explained = explain(module, x)
