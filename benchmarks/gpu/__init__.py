@@ -1,1 +1,1 @@
-"""Benchmarks that need a GPU."""
+"""Benchmarks on GPUs."""

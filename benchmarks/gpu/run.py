@@ -1,334 +1,272 @@
-"""Times layers on a GPU against the ways people run them today: `python -m benchmarks.gpu.run`.
+"""Compares layers with others on a GPU: `make bench-gpu`, or `python -m benchmarks.gpu.run`.
 
-Each way trains the same weights on the same input. Its output and gradients are compared with a
-loop in float64 before it is timed. `--dry-run` needs no GPU: it runs every case once at a small
-size, with kernels in Triton's interpreter, and times nothing.
+The rivals are torch's layers (cuDNN), torchrl's modules for sequences with resets, the sLSTM of
+flashrnn and xlstm, Python loops and compiled loops. A rival that is not installed has a row that
+says so. Results are checked against float64 before anything is timed. If TRITON_INTERPRET is set,
+this is a dry run: it runs tiny cases on the CPU, shows that everything works, and measures nothing.
 """
 
-import importlib.util
-import os
-import statistics
+import copy
+import importlib.metadata
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from benchmarks.gpu.interpreted import serve_cpu_tensors
-from benchmarks.harness import pages
-from namernn_fast import FusedGRU, FusedLSTM, FusedRNN, recurrent_cell
-from namernn_fast.bench.race import TimeBudget, race
+from benchmarks.gpu import dry_run
+from benchmarks.gpu.contests import (
+    COMPILED,
+    CONTESTS,
+    FLOAT32,
+    OURS,
+    RESETS,
+    TF32,
+    Contest,
+    entries,
+)
+from benchmarks.harness import columns, pages
+from benchmarks.harness.columns import BATCH, SHAPE, Row
+from benchmarks.harness.gate import rival_error
+from benchmarks.harness.grid import PACKED, SIZES, TRAINING
+from benchmarks.harness.study import Document, Study, draw_input, statistics_of
+from namernn_fast.bench.race import TimeBudget, TimedCall, race, timed
+from namernn_fast.bench.tables import SLOWER, duration
+from namernn_fast.bench.timed_calls import Input, call_of, results, tensors_in
 from namernn_fast.machine.availability import gpu_path
 from namernn_fast.testing import BudgetError, assert_within_budget
 
-SIZES = (128, 128, 256), (128, 128, 512)
-"""Steps, sequences, and features and units."""
-DRY_SIZES = ((3, 2, 16),)
-RESETS = 0.03
-"""The share of steps at which an episode starts."""
-OURS, KERNEL = "namernn_fast", "namernn_fast, Triton"
-PAIRS = {FusedRNN: nn.RNN, FusedGRU: nn.GRU, FusedLSTM: nn.LSTM}
+DRY = triton.knobs.runtime.interpret
+DEVICE = "cpu" if DRY else "cuda"
+RIVAL_LIMIT = 0.1
+"""The largest error of a rival, relative to the largest value. A wrong formula is off by more."""
+PACKAGES = ("triton", "torchrl", "flashrnn", "xlstm")
+MEBI = 2**20
 
 
-@recurrent_cell(gates=4, states=2, gate_parameters={"gain": 1.0, "shift": 0.0})
-def norm_lstm(x: Any, u: Any, h: Any, c: Any, gain: Any, shift: Any) -> Any:
-    """An LSTM that normalises the sums of each gate over the units."""
-
-    def norm(k: int) -> Any:
-        z = x[k] + u[k]
-        z = z - z.mean(-1, keepdim=True)
-        scale = torch.rsqrt((z * z).mean(-1, keepdim=True) + 1e-5)
-        return gain[k] * z * scale + shift[k]
-
-    c = torch.sigmoid(norm(1)) * c + torch.sigmoid(norm(0)) * torch.tanh(norm(2))
-    return torch.sigmoid(norm(3)) * torch.tanh(c), c
+def input_of(contest: Contest) -> Input:
+    """Returns the input: time-major, packed with random lengths, or batch-first for resets."""
+    x: Any = draw_input(replace(contest, family="dense")).to(DEVICE, contest.dtype)
+    if contest.family == PACKED:
+        lengths = torch.randint(1, len(x) + 1, (contest.batch,))
+        lengths[0] = len(x)
+        return pack_padded_sequence(x, lengths, enforce_sorted=False)
+    return x.transpose(0, 1).contiguous() if contest.group == RESETS else x
 
 
-@recurrent_cell(gates=2)
-def minimal_gated_unit(x: Any, u: Any, h: Any) -> Any:
-    """A minimal gated unit whose candidate gates the product of the state."""
-    f = torch.sigmoid(x[0] + u[0])
-    return h + f * (torch.tanh(x[1] + f * u[1]) - h)
+def event_clock(call: TimedCall, iterations: int = 1) -> float:
+    """Returns the seconds per call, from CUDA events around `iterations` calls."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(iterations):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / iterations / 1000
 
 
-@recurrent_cell(gates=1, states=2, parameters={"rate": 0.0})
-def leaky_unit(x: Any, u: Any, h: Any, v: Any, rate: Any) -> Any:
-    """A leaky integrator with a trained rate."""
-    a = torch.sigmoid(rate)
-    v = (1 - a) * v + a * (x[0] + u[0])
-    return torch.tanh(v), v
+def last_names(named: Any) -> dict[str, Any]:
+    """Returns values by the last parts of their dotted names."""
+    return {name.rpartition(".")[2]: value for name, value in dict(named).items()}
 
 
-EQUATIONS = norm_lstm, minimal_gated_unit, leaky_unit
-Run = Callable[[Any], Tensor]
-"""Returns the output of the rows of all steps."""
+class Checked:
+    """The modules and the calls of a contest with correct results, and why others are absent."""
+
+    def __init__(self, contest: Contest) -> None:
+        self.mode, self.dtype, self.x = contest.mode, contest.dtype, input_of(contest)
+        self.modules: dict[str, nn.Module] = {}
+        self.calls: dict[str, TimedCall] = {}
+        self.absent: dict[str, str] = {}
+        torch.manual_seed(0)
+        name, reference, makers = entries(contest, DEVICE)
+        reference.to(DEVICE, self.dtype)
+        self.parameters = last_names(reference.named_parameters())
+        self.gradient = torch.randn_like(tensors_in(reference(self.x))[0])
+        x: Any = self.x
+        _, self.oracle = self.run(copy.deepcopy(reference).double(), x.to(torch.float64))
+        theirs = self.enter(name, lambda: reference)
+        ours = self.enter(OURS, makers.pop(OURS))
+        if theirs is None or ours is None:
+            raise BudgetError(f"{self.absent}")
+        precision = "medium" if contest.precision == TF32 else "highest"
+        assert_within_budget(ours, theirs, self.oracle, precision)  # type: ignore[arg-type]
+        for name, make in makers.items():
+            self.enter(name, make)
+
+    def run(self, module: nn.Module, x: Any) -> tuple[TimedCall, dict[str, Tensor]]:
+        """Returns the call of a module and its results: the output and gradients, by name."""
+        module.train(self.mode == TRAINING)
+        data = tensors_in((x,))[0]
+        call = call_of(module, x, self.mode, (self.gradient.to(data.dtype),))
+        return call, last_names(results(module, call, self.mode))  # type: ignore[arg-type]
+
+    def enter(self, name: str, make: Any) -> dict[str, Tensor] | None:
+        """Adds a module with the parameters of the reference.
+
+        Returns its results, or None if it cannot run or if they are wrong.
+        """
+        try:
+            with torch.inference_mode(False):  # torchrl tests a backward pass here
+                module = make().to(DEVICE, self.dtype)
+            with torch.no_grad():
+                for key, value in last_names(module.named_parameters()).items():
+                    if key in self.parameters:
+                        value.copy_(self.parameters[key])
+            call, found = self.run(module, self.x)
+            call()  # replays the graph of a compiled loop
+        except ImportError:
+            self.absent[name] = "not installed"
+            return None
+        except Exception as error:  # whatever a rival raises
+            self.absent[name] = f"failed: {error}"
+            return None
+        shared = {key: value for key, value in self.oracle.items() if key in found}
+        if wrong := rival_error(name, found, shared, RIVAL_LIMIT):
+            self.absent[name] = f"wrong: {wrong}"
+            return None
+        self.modules[name], self.calls[name] = module, call
+        return found
+
+    def peak_bytes(self, name: str) -> int:
+        """Returns how many bytes of GPU memory a call needs at most; 0 in a dry run."""
+        if DRY:
+            return 0
+        self.modules[name].zero_grad()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.calls[name]()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
 
 
 @dataclass(frozen=True)
-class Case:
-    """Ways to train one layer.
+class GpuStudy(Study):
+    """A study that measures times and memory on a GPU until its deadline."""
 
-    Each way is a function that makes the layer and returns it with its `Run`, or None if it needs a
-    package that is not installed.
-    """
+    deadline: float = math.inf
 
-    name: str
-    sizes: tuple[int, int, int]
-    ways: Mapping[str, Callable[[], tuple[nn.Module, Run]] | None]
-    exact: Callable[[], tuple[nn.Module, Run]]
-    """A way that is also correct in float64."""
-
-
-def loop(cell: Any, layer: Any, x: Tensor) -> Tensor:
-    """Runs a cell of one's own step by step, as a user would without this package."""
-    definition = cell.__wrapped__
-    gates = layer.weight_ih_l0.shape[0] // layer.hidden_size
-    sums = linear(x, layer.weight_ih_l0, layer.bias_ih_l0)
-    own = {}
-    for name, parameter in layer.named_parameters():
-        if not name.startswith(("weight", "bias")):
-            value = parameter.unbind(0) if parameter.dim() == 2 else parameter
-            own[name.removesuffix("_l0")] = value
-    state = x.new_zeros(x.shape[1], layer.hidden_size)
-    states = (state,) * (2 if cell in (norm_lstm, leaky_unit) else 1)
-    outputs = []
-    for rows in sums:
-        u = linear(states[0], layer.weight_hh_l0, layer.bias_hh_l0)
-        new = definition(rows.chunk(gates, -1), u.chunk(gates, -1), *states, **own)
-        states = new if isinstance(new, tuple) else (new,)
-        outputs.append(states[0])
-    return torch.stack(outputs)
+    def measure(self, case: Contest, budget: TimeBudget) -> Row:
+        if time.monotonic() > self.deadline:
+            name, _, makers = entries(case, "cpu")
+            absent = dict.fromkeys((name, *makers), "out of time")
+            return statistics_of({}) | {"absent": absent, "peak": {}}
+        torch.compiler.reset()
+        torch.set_float32_matmul_precision("high" if case.precision == TF32 else "highest")
+        torch.backends.cudnn.allow_tf32 = case.precision == TF32
+        try:
+            with gpu_path("kernel"):
+                checked = Checked(case)
+                rounds = race(checked.calls, budget, clock=timed if DRY else event_clock)
+                peak = {name: checked.peak_bytes(name) for name in checked.calls}
+        except RuntimeError as error:  # keeps the rows of the other contests
+            raise BudgetError(f"failed: {error}") from error
+        return statistics_of(rounds, OURS) | {"absent": checked.absent, "peak": peak}
 
 
-def loop_with_resets(layer: Any, reset: Tensor, x: Tensor) -> Tensor:
-    """Runs torch's GRU or LSTM cell step by step, with states that restart from zeros."""
-    step = torch.gru_cell if isinstance(layer, nn.GRU) else torch.lstm_cell
-    weights = [*layer.parameters()]
-    states: Any = x.new_zeros(x.shape[1], layer.hidden_size)
-    states = (states, states) if isinstance(layer, nn.LSTM) else states
-    outputs = []
-    for rows, starts in zip(x, reset, strict=True):
-        keep = (~starts).to(x.dtype).unsqueeze(-1)
-        if isinstance(states, tuple):
-            states = step(rows, tuple(state * keep for state in states), *weights)
-        else:
-            states = step(rows, states * keep, *weights)
-        outputs.append(states[0] if isinstance(states, tuple) else states)
-    return torch.stack(outputs)
-
-
-def torchrl_module(cell: str, size: int, backend: str, reset: Tensor) -> tuple[nn.Module, Run]:
-    """Returns a recurrent module of torchrl in recurrent mode."""
-    from tensordict import TensorDict
-    from torchrl import modules
-
-    module = getattr(modules, f"{cell}Module")(
-        size,
-        size,
-        in_key="x",
-        out_key="y",
-        default_recurrent_mode=True,
-        recurrent_backend=backend,
-    )
-    is_init = reset.T.unsqueeze(-1)
-
-    def run(x: Tensor) -> Tensor:
-        batch = TensorDict({"x": x.transpose(0, 1), "is_init": is_init}, is_init.shape[:2])
-        output: Tensor = module(batch)["y"]
-        return output.transpose(0, 1)
-
-    return module, run
-
-
-def torch_cases(sizes: tuple[int, int, int], device: str) -> list[Case]:
-    """Returns the cases that torch's layers run, dense and packed."""
-    steps, batch, size = sizes
-    lengths = torch.linspace(steps, max(steps // 4, 1), batch).long()
-
-    def way(make: type, packs: bool, path: Any = None) -> tuple[nn.Module, Run]:
-        layer = make(size, size)
-
-        def run(x: Tensor) -> Tensor:
-            input = pack_padded_sequence(x, lengths) if packs else x
-            if path is None:
-                output = layer(input)[0]
-            else:
-                with gpu_path(path):
-                    output = layer(input)[0]
-            return output.data if packs else output
-
-        return layer, run
-
-    return [
-        Case(
-            f"{theirs.__name__}, {'packed' if packs else 'dense'}",
-            sizes,
-            {
-                "torch": partial(way, theirs, packs),
-                OURS: partial(way, ours, packs),
-                KERNEL: partial(way, ours, packs, "kernel"),
-            },
-            partial(way, theirs, packs),
-        )
-        for ours, theirs in PAIRS.items()
-        for packs in (False, True)
-    ]
-
-
-def reset_cases(sizes: tuple[int, int, int], device: str) -> list[Case]:
-    """Returns the cases with episodes that start inside a sequence."""
-    steps, batch, size = sizes
-    reset = (torch.rand(steps, batch) < RESETS).to(device)
-    reset[0] = True
-    cases = []
-    for ours, theirs in (FusedGRU, nn.GRU), (FusedLSTM, nn.LSTM):
-        name = theirs.__name__
-        has_torchrl = importlib.util.find_spec("torchrl") is not None
-
-        def looped(theirs: Any = theirs) -> tuple[nn.Module, Run]:
-            layer = theirs(size, size)
-            return layer, partial(loop_with_resets, layer, reset)
-
-        def fused(ours: Any = ours) -> tuple[nn.Module, Run]:
-            layer = ours(size, size)
-            return layer, lambda x: layer(x, reset=reset)[0]
-
-        ways: dict[str, Any] = {"loop": looped}
-        for backend in ("triton", "scan", "pad"):
-            rival = partial(torchrl_module, name, size, backend, reset)
-            ways[f"torchrl, {backend}"] = rival if has_torchrl else None
-        cases.append(Case(f"{name}, resets", sizes, ways | {OURS: fused}, looped))
-    return cases
-
-
-def equation_cases(sizes: tuple[int, int, int], device: str) -> list[Case]:
-    """Returns the cases of cells that torch lacks."""
-    _, _, size = sizes
-    cases = []
-    for cell in EQUATIONS:
-
-        def looped(cell: Any = cell, compiles: bool = False) -> tuple[nn.Module, Run]:
-            layer = cell.layer(size, size)
-            run = partial(loop, cell, layer)
-            return layer, torch.compile(run) if compiles else run
-
-        def fused(cell: Any = cell) -> tuple[nn.Module, Run]:
-            layer = cell.layer(size, size)
-            return layer, lambda x: layer(x)[0]
-
-        ways: dict[str, Any] = {"loop": looped, OURS: fused}
-        if device != "cpu":
-            ways["compiled loop"] = partial(looped, compiles=True)
-        cases.append(Case(cell.__name__, sizes, ways, looped))
-    return cases
-
-
-def training_step(layer: nn.Module, run: Run, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
-    """Runs a training step, and returns the output and all gradients by name."""
-    leaf = x.clone().requires_grad_()
-    layer.zero_grad(set_to_none=True)
-    output = run(leaf)
-    output.backward(grad[: len(output)] if output.dim() == 2 else grad.view_as(output))
-    results = {"output": output.detach(), "x": leaf.grad}
-    for name, parameter in layer.named_parameters():
-        results[name.rpartition(".")[2]] = parameter.grad
-    return {name: value for name, value in results.items() if value is not None}
-
-
-def made(make: Callable[[], tuple[nn.Module, Run]], like: nn.Module | None, device: str) -> Any:
-    """Makes a way with the weights of `like`, or with new ones."""
-    layer, run = make()
-    if like is not None:
-        pairs = zip(layer.parameters(), like.parameters(), strict=True)
-        for mine, theirs in pairs:
-            mine.data = theirs.detach().clone()
-    return layer.to(device), run
-
-
-def measure(case: Case, device: str, budget: TimeBudget | None) -> dict[str, Any]:
-    """Checks all ways of a case, and times them unless `budget` is None."""
-    torch.manual_seed(0)
-    steps, batch, size = case.sizes
-    x = torch.randn(steps, batch, size, device=device)
-    grad = torch.randn(steps * batch, size, device=device)
-    layer, run = made(case.exact, None, device)
-    calls: dict[str, Callable[[], Any]] = {}
-    for name, make in case.ways.items():
-        if make is not None:
-            calls[name] = partial(training_step, *made(make, layer, device), x, grad)
-    exact = training_step(layer.double(), run, x.double(), grad.double())
-    first = next(iter(calls))
-    theirs = calls[first]()
-    for name in (OURS, KERNEL):
-        if name in calls:
-            assert_within_budget(calls[name](), theirs, exact)
-    row: dict[str, Any] = {"case": case.name, "sizes": case.sizes, "milliseconds": {}, "MiB": {}}
-    row["not installed"] = [name for name, make in case.ways.items() if make is None]
-    if budget is None:
-        return row
-
-    def synchronized(call: Callable[[], Any]) -> None:
-        call()
-        torch.cuda.synchronize()
-
-    for name, call in calls.items():
-        torch.cuda.reset_peak_memory_stats()
-        synchronized(call)
-        row["MiB"][name] = torch.cuda.max_memory_allocated() / 2**20
-    raced = {name: partial(synchronized, call) for name, call in calls.items()}
-    for name, rounds in race(raced, budget).items():
-        row["milliseconds"][name] = 1e3 * statistics.median(rounds.seconds)
-    return row
-
-
-def report(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the rows as a Markdown table: milliseconds of a training step and peak MiB."""
+def table(rows: list[Row]) -> str:
+    """Returns a table with a line for each rival of each contest."""
     lines = [
-        "| case | steps, batch, units | way | ms | peak MiB |",
-        "| --- | --- | --- | --- | --- |",
+        {**row, "rival": name}
+        for row in rows
+        for name in (*row["medians"], *row["absent"])
+        if name != OURS
     ]
-    for row in rows:
-        sizes = ", ".join(map(str, row["sizes"]))
-        for name, milliseconds in row["milliseconds"].items():
-            values = f"{milliseconds:.3g} | {row['MiB'][name]:.0f}"
-            lines.append(f"| {row['case']} | {sizes} | {name} | {values} |")
-        for name in row["not installed"]:
-            lines.append(f"| {row['case']} | {sizes} | {name} | not installed | |")
-    return "\n".join(lines)
+    return columns.table(lines, COLUMNS)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the benchmark."""
-    parser = pages.parser(str(__doc__))
-    parser.add_argument("--dry-run", action="store_true", help="run without a GPU, time nothing")
-    options = parser.parse_args(arguments)
-    if options.dry_run and os.environ.get("TRITON_INTERPRET") != "1":
-        command = [sys.executable, *sys.orig_argv[1:]]
-        os.execve(sys.executable, command, os.environ | {"TRITON_INTERPRET": "1"})
-    if not options.dry_run and not torch.cuda.is_available():
-        parser.error("no GPU was found: pass --dry-run to run every case once without one")
-    device, sizes = ("cpu", DRY_SIZES) if options.dry_run else ("cuda", SIZES)
-    library = serve_cpu_tensors() if options.dry_run else None
-    budget = None if options.dry_run else TimeBudget(seconds=5)
-    rows, wrong = [], []
-    for size in sizes:
-        for make in (torch_cases, reset_cases, equation_cases):
-            for case in make(size, device):
-                print(case.name, *case.sizes, flush=True)
-                try:
-                    rows.append(measure(case, device, budget))
-                except BudgetError as error:
-                    wrong.append(f"{case.name} {case.sizes}: {error}")
-    del library
-    name = torch.cuda.get_device_name() if device == "cuda" else "Triton's interpreter"
-    document = {"device": name, "torch": torch.__version__, "rows": rows}
-    print(report(rows))
-    pages.publish("gpu", document, [], options.record and device == "cuda", wrong)
+def theirs(row: Row) -> str:
+    """Returns the time of the rival, or the start of why there is none."""
+    name, medians = row["rival"], row["medians"]
+    return duration(medians[name]) if name in medians else row["absent"][name].split("\n")[0][:60]
+
+
+def speed_up(row: Row) -> float | None:
+    medians = row["medians"]
+    return medians[row["rival"]] / medians[OURS] if row["rival"] in medians else None
+
+
+def memory(row: Row, name: str) -> str:
+    """Returns the peak memory of a call. That of CUDA graphs is not known."""
+    peak = row["peak"].get(name) if name != COMPILED else None
+    return "" if peak is None else f"{peak / MEBI:.1f} MiB"
+
+
+COLUMNS = (
+    columns.key("cell", "cell"),
+    columns.key("input", "family"),
+    SHAPE,
+    BATCH,
+    columns.key("precision", "precision"),
+    columns.key("rival", "rival"),
+    columns.text("its time", theirs),
+    columns.time(OURS),
+    columns.speed_up("speed-up", speed_up),
+    columns.text("its memory", lambda row: memory(row, row["rival"])),
+    columns.text("ours", lambda row: memory(row, OURS)),
+)
+
+
+def facts() -> Document:
+    """Returns the GPU and the versions of the libraries."""
+    installed = {package.metadata["Name"] for package in importlib.metadata.distributions()}
+    found = {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
+    gpu = (
+        "none: times in Triton's interpreter mean nothing" if DRY else torch.cuda.get_device_name()
+    )
+    found |= {"CUDA": torch.version.cuda} | (
+        {} if DRY else {"cuDNN": torch.backends.cudnn.version()}
+    )
+    return {"gpu": gpu, "versions": found, "interpreted": dict(dry_run.calls)}
+
+
+def caption(document: Document) -> str:
+    """Returns what the tables show."""
+    libraries = ", ".join(f"{name} {value}" for name, value in document["versions"].items())
+    return (
+        f"GPU: {document['gpu']}; {libraries}. CUDA events time calls from Python, after the "
+        "compilation. `forward` is under `inference_mode`; `forward + backward` computes the "
+        "gradients of all parameters from a fixed random gradient at the output. `tf32` lets all "
+        "float32 products use TF32, `float32` none. GRU and LSTM run our kernel. The lengths of "
+        "packed batches are uniform. Compiled loops use CUDA graphs, whose memory is not known. "
+        f"Memory is the peak above what is allocated before a call. {SIZES} {SLOWER} marks a loss."
+    )
+
+
+STUDY = GpuStudy(
+    name="gpu",
+    description=__doc__,
+    cases=CONTESTS,
+    table=table,
+    caption=caption,
+    by=("group", "mode"),
+    facts=facts,
+    ours=OURS,
+)
+
+
+def main() -> None:
+    parser = pages.parser(__doc__, STUDY.seconds)
+    what = "start no contest after this many minutes"
+    parser.add_argument("--minutes", type=float, default=8.0, help=what)
+    options = pages.parse(parser)
+    study = replace(STUDY, deadline=time.monotonic() + 60 * options.minutes)
+    if DRY and options.record:
+        parser.error("a dry run is not a measurement and cannot be recorded")
+    if DRY:
+        tiny = {"batch": 3, "input_size": 8, "hidden_size": 8, "seq_len": 3, "precision": FLOAT32}
+        cases = [*dict.fromkeys(replace(case, **tiny) for case in CONTESTS)]
+        study, options.quick = replace(study, cases=cases), True
+        dry_run.treat_cpu_as_gpu()
+    elif not torch.cuda.is_available():
+        sys.exit("no GPU that torch can use; DRY_RUN=1 needs none")
+    study.main(options)
 
 
 if __name__ == "__main__":

@@ -60,17 +60,24 @@ def timed(call: TimedCall, iterations: int = 1) -> float:
     return (time.perf_counter() - start) / iterations
 
 
-def warm_up(call: TimedCall, seconds: float) -> float:
+Clock = Callable[[TimedCall, int], float]
+"""Runs one round of a call, as `timed` does. A clock for GPUs also waits for the device."""
+
+
+def warm_up(call: TimedCall, seconds: float, clock: Clock = timed) -> float:
     """Repeats the call for about `seconds`, at least once; returns the fastest time in seconds."""
     deadline = time.perf_counter() + seconds
-    fastest = timed(call)
+    fastest = clock(call, 1)
     while time.perf_counter() < deadline:
-        fastest = min(fastest, timed(call))
+        fastest = min(fastest, clock(call, 1))
     return fastest
 
 
 def race(
-    calls: Mapping[str, TimedCall], budget: TimeBudget, pause: float = 0.0
+    calls: Mapping[str, TimedCall],
+    budget: TimeBudget,
+    pause: float = 0.0,
+    clock: Clock = timed,
 ) -> dict[str, Rounds]:
     """Times the calls in alternating rounds within the budget; returns the rounds of each call.
 
@@ -79,8 +86,9 @@ def race(
         budget: the time for all calls.
         pause: seconds to wait before each round, so that spinning threads of another runtime go to
             sleep. An untimed call then wakes the threads that the round uses.
+        clock: runs and times a round.
     """
-    fastest = {name: warm_up(call, budget.warmup_seconds) for name, call in calls.items()}
+    fastest = {name: warm_up(call, budget.warmup_seconds, clock) for name, call in calls.items()}
     iterations = {name: max(1, round(budget.round_seconds / fastest[name])) for name in calls}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
@@ -92,7 +100,7 @@ def race(
             if pause:
                 time.sleep(pause)
                 calls[name]()
-            seconds[name].append(timed(calls[name], iterations[name]))
+            seconds[name].append(clock(calls[name], iterations[name]))
         # Alternate the order, because the state of the caches depends on the previous call.
         order.reverse()
     return {name: Rounds(iterations[name], tuple(seconds[name])) for name in calls}

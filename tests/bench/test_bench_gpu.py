@@ -1,48 +1,87 @@
-"""Tests the benchmark of GPUs without a GPU."""
+"""Tests the GPU benchmark without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
-import torch
-
-from benchmarks.gpu import run
-from benchmarks.harness.paths import ROOT
-from namernn_fast.testing import BudgetError
+from torch import nn
 
 pytest.importorskip("triton")
-SIZES = (3, 2, 16)
+
+from benchmarks.gpu import contests, run
+from benchmarks.harness.paths import ROOT, SCRATCH
+from namernn_fast import FusedGRU
+from namernn_fast.bench.race import QUICK
+from namernn_fast.testing import BudgetError
+
+GRU = contests.Contest("dense", "forward + backward", 3, 4, 5, 6, "gru", precision="float32")
 
 
-def test_a_dry_run_checks_every_case(run_program, tmp_path):
-    """The kernels run in Triton's interpreter."""
-    printed = run_program("-m", "benchmarks.gpu.run", "--dry-run", cwd=ROOT)
-    makers = run.torch_cases, run.reset_cases, run.equation_cases
-    names = [f"{case.name} 3 2 16" for make in makers for case in make(SIZES, "cpu")]
-    assert len(names) == 11
-    assert printed.splitlines()[: len(names)] == names
+@pytest.mark.slow
+def test_the_dry_run_checks_every_kind_of_contest():
+    command = ["make", "bench-gpu", "DRY_RUN=1", f"PYTHON={sys.executable}"]
+    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    document = json.loads((SCRATCH / "gpu.json").read_text(encoding="utf-8"))
+    kinds = {(case.group, case.cell, case.family, case.mode) for case in contests.CONTESTS}
+    rows = document["rows"]
+    assert {(row["group"], row["cell"], row["family"], row["mode"]) for row in rows} == kinds
+    assert all(len(row["medians"]) >= 2 and contests.OURS in row["medians"] for row in rows)
+    # Each contest calls our layer once to check it and again to time it.
+    training = [row for row in rows if row["mode"] == GRU.mode]
+    assert document["interpreted"]["forward"] >= 2 * len(rows)
+    assert document["interpreted"]["backward"] >= 2 * len(training)
 
 
-def test_a_wrong_result_is_not_timed():
-    (case, *_) = run.reset_cases(SIZES, "cpu")
-    run.measure(case, "cpu", None)
-    layer = case.ways[run.OURS]
-
-    def wrong():
-        module, _ = layer()
-        return module, lambda x: module(2 * x)[0]
-
-    case.ways[run.OURS] = wrong
-    with pytest.raises(BudgetError, match="output"):
-        run.measure(case, "cpu", None)
+class Wrong(FusedGRU):
+    def forward(self, x):
+        output, h_n = super().forward(x)
+        return output * 1.5, h_n
 
 
-def test_the_table_has_every_way():
-    row = {"case": "GRU", "sizes": SIZES, "milliseconds": {"a": 1.5}, "MiB": {"a": 2.0}}
-    table = run.report([{**row, "not installed": ["b"]}])
-    assert "| GRU | 3, 2, 16 | a | 1.5 | 2 |" in table
-    assert "| GRU | 3, 2, 16 | b | not installed | |" in table
+def fail():
+    raise RuntimeError("out of something")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_benchmark_says_what_to_do(capsys):
-    with pytest.raises(SystemExit):
-        run.main([])
-    assert "pass --dry-run" in capsys.readouterr().err
+def install():
+    import a_package_that_nobody_has  # noqa: F401
+
+
+def measure(monkeypatch, ours, **rivals):
+    makers = {contests.OURS: lambda: contests.OutputOf(ours(4, 5)), **rivals}
+    entries = "nn.GRU", contests.OutputOf(nn.GRU(4, 5)), makers
+    monkeypatch.setattr(run, "DRY", True)
+    monkeypatch.setattr(run, "DEVICE", "cpu")
+    monkeypatch.setattr(run, "entries", lambda contest, device: entries)
+    return run.STUDY.measure(GRU, QUICK)
+
+
+def test_rivals_that_are_wrong_or_missing_are_not_timed(monkeypatch):
+    rivals = {"wrong": lambda: contests.OutputOf(Wrong(4, 5)), "failing": fail, "missing": install}
+    row = measure(monkeypatch, FusedGRU, **rivals)
+    assert row["medians"].keys() == {"nn.GRU", contests.OURS}
+    assert row["absent"]["wrong"].startswith("wrong: wrong is off by")
+    assert row["absent"] | {"wrong": ""} == {
+        "wrong": "",
+        "failing": "failed: out of something",
+        "missing": "not installed",
+    }
+    row |= vars(GRU) | {"medians": {"nn.GRU": 1e-3, contests.OURS: 2e-3}}
+    text = run.table([row])
+    assert "0.50" in text
+    assert "| failing | failed: out of something" in text
+
+
+def test_a_wrong_layer_is_not_timed(monkeypatch):
+    with pytest.raises(BudgetError, match="wrong: ours is off by"):
+        measure(monkeypatch, Wrong)
+
+
+def test_contests_after_the_deadline_are_listed():
+    row = replace(run.STUDY, deadline=0).measure(contests.CONTESTS[0], QUICK)
+    assert row["absent"] == {"nn.RNN": "out of time", contests.OURS: "out of time"}
+    row |= vars(contests.CONTESTS[0])
+    assert "out of time" in run.table([row])

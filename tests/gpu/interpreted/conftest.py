@@ -2,15 +2,29 @@
 
 import numpy as np
 import pytest
+import torch
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from benchmarks.gpu.interpreted import serve_cpu_tensors
+from namernn_fast import gpu, ops
+
+if not triton.knobs.runtime.interpret:
+    raise RuntimeError("set the environment variable TRITON_INTERPRET=1")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _gpu_operators_on_the_cpu():
-    library = serve_cpu_tensors()
+    library = torch.library.Library(ops.NAMESPACE, "IMPL")
+    arguments = {"forward": ops.ForwardArguments, "backward": ops.BackwardArguments}
+    for name, read in arguments.items():
+        run = getattr(gpu, name)
+        library.impl(
+            name,
+            lambda *values, run=run, read=read: run(read(*values)),
+            "CPU",
+            allow_override=True,
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
         patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
