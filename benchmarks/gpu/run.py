@@ -158,10 +158,10 @@ class GpuStudy(Study):
             absent = dict.fromkeys((name, *makers), "out of time")
             return statistics_of({}) | {"absent": absent, "peak": {}}
         torch.compiler.reset()
-        torch.set_float32_matmul_precision("high" if case.precision == TF32 else "highest")
-        torch.backends.cudnn.allow_tf32 = case.precision == TF32
+        tf32 = case.precision == TF32
         try:
-            with gpu_path("kernel"):
+            with gpu_path("kernel"), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+                torch.set_float32_matmul_precision("high" if tf32 else "highest")
                 checked = Checked(case)
                 rounds = race(checked.calls, budget, clock=timed if DRY else event_clock)
                 peak = {name: checked.peak_bytes(name) for name in checked.calls}
