@@ -52,7 +52,7 @@ from namernn_fast.gpu.functions import (
 """
 FUNCTIONS = (
     "add_product, expm1, heads_from, heads_to, is_cut, log1p, previous, row_at, sequences, sigmoid,"
-    " sign, softplus, tanh, weight_tile"
+    " sign, softplus, tanh"
 )
 SIZES = (
     *("T", "B", "N", "time_stride", "batch_stride"),
@@ -312,8 +312,9 @@ def _read_by_both(program: Program) -> list[str]:
     return [*LAYOUT, *names, *(f"input{i}" for i in inputs), "output", "kept", "scratch"]
 
 
-def _numbers(program: Program) -> list[str]:
-    names = [f"input{i}" for i in range(len(program.inputs))]
+def _strides(program: Program, *prefixes: str) -> list[str]:
+    """Returns the names of the strides of inputs, or of their gradients."""
+    names = [f"{prefix}input{i}" for prefix in prefixes for i in range(len(program.inputs))]
     return [f"{name}_{stride}" for name in names for stride in ("row", "direction")]
 
 
@@ -324,15 +325,14 @@ def _sums(program: Program) -> list[str]:
     if program.has_weight_hh:
         for g in range(gates):
             lines.append(f"u{g} = tl.zeros((BLOCK_B, BLOCK_N), tl.float32)")
-        h = _load_previous(program, 0, "k", "(k < H)")
+        h = _load_previous(program, 0, "k", "(k < head + HEAD)")
         loop = ["k = (first_k + tl.arange(0, BLOCK_K))[None, :]", f"h = {h}"]
-        loop.append("units = (tl.trans(k) < H) & (n < H)")
+        loop.append("units = (tl.trans(k) < head + HEAD) & is_own")
         for g in range(gates):
             weight = f"weight_hh + (direction * {gates} + {g}) * H * HEAD"
-            tile = f"weight_tile({weight}, n, tl.trans(k), units, HEAD)"
-            loop.append(f"u{g} = add_product(u{g}, h, {tile}, DOT, PRECISION)")
-        ends = "heads_from(start, HEAD), heads_to(start, BLOCK_N, HEAD, H)"
-        lines += [f"for first_k in range({ends}, BLOCK_K):", _indented(loop)]
+            tile = f"tl.load({weight} + n * HEAD + tl.trans(k) - head, mask=units, other=0.0)"
+            loop.append(f"u{g} = {_add_product(f'u{g}', 'h', tile)}")
+        lines += _over_heads(loop)
     for g in range(gates):
         place = f"x + (row_at_step * {gates} + {g}) * H + n"
         lines.append(f"x{g} = tl.load({place}, mask=mask, other=0.0).to(tl.float32)")
@@ -346,6 +346,21 @@ def _sums(program: Program) -> list[str]:
     operands += [both.format(g) for g in range(fused)]
     operands += [f"u{g}" for g in range(fused, gates)]
     return lines + [f"s{k} = {operand}" for k, operand in enumerate(operands)]
+
+
+def _over_heads(products: list[str]) -> list[str]:
+    """Returns the loops over the heads of a block of units n, and over the units k of each head."""
+    return [
+        "for head in range(heads_from(start, HEAD), heads_to(start, BLOCK_N, HEAD, H), HEAD):",
+        "    is_own = (n >= head) & (n < head + HEAD)",
+        "    for first_k in range(head, head + HEAD, BLOCK_K):",
+        _indented(products, 2),
+    ]
+
+
+def _add_product(sum: str, left: str, right: str) -> str:
+    """Returns sum + left @ right for the units of a head; a NaN of one head stays in it."""
+    return f"add_product({sum}, {left}, {right}, is_own, HEAD < H, DOT, PRECISION)"
 
 
 def _forward(program: Program, body: _Body) -> str:
@@ -366,7 +381,7 @@ def _forward(program: Program, body: _Body) -> str:
     loop = [*STEP.splitlines(), *statements, "tl.debug_barrier()"]
     tensors = ["x", "bias", *_read_by_both(program), *(f"last{i}" for i in range(states))]
     text = ["for step in range(0, steps):", _indented(loop)]
-    return _kernel("forward", tensors, _numbers(program), text)
+    return _kernel("forward", tensors, _strides(program, ""), text)
 
 
 def _to_previous(program: Program) -> list[str]:
@@ -377,16 +392,15 @@ def _to_previous(program: Program) -> list[str]:
         lines.append(f"q{i} = tl.load(grad_previous{i} + hx_at + n, mask=mask, other=0.0)")
     if program.has_weight_hh:
         loop = ["k = (first_k + tl.arange(0, BLOCK_K))[None, :]"]
-        loop.append("units = (tl.trans(k) < H) & (n < H)")
+        loop.append("units = (tl.trans(k) < head + HEAD) & is_own")
         for g in range(gates):
             slot = program.separate + g
             place = f"dz + (row_at_step * {sums} + {slot}) * H + k"
             weight = f"weight_hh + (direction * {gates} + {g}) * H * HEAD"
-            tile = f"weight_tile({weight}, tl.trans(k), n, units, HEAD)"
-            loop.append(f"du = tl.load({place}, mask=alive & (k < H), other=0.0)")
-            loop.append(f"q0 = add_product(q0, du, {tile}, DOT, PRECISION)")
-        ends = "heads_from(start, HEAD), heads_to(start, BLOCK_N, HEAD, H)"
-        lines += [f"for first_k in range({ends}, BLOCK_K):", _indented(loop)]
+            tile = f"tl.load({weight} + tl.trans(k) * HEAD + n - head, mask=units, other=0.0)"
+            loop.append(f"du = tl.load({place}, mask=alive & (k < head + HEAD), other=0.0)")
+            loop.append(f"q0 = {_add_product('q0', 'du', tile)}")
+        lines += _over_heads(loop)
     for i in range(program.states):
         to = f"carried{i} + hx_at + n"
         lines += [
@@ -416,10 +430,11 @@ def _backward(program: Program, body: _Body) -> str:
             return f"tl.store(dz + (row_at_step * {sums} + {k}) * H + n, {name}, mask=mask)"
         if letter == "q":
             return f"tl.store(grad_previous{k} + hx_at + n, {name}, mask=mask)"
-        place = f"grad_input{k} + row[:, None] * input{k}_row + direction * input{k}_direction"
+        grad = f"grad_input{k}"
+        place = f"{grad} + row[:, None] * {grad}_row + direction * {grad}_direction"
         is_number = program.inputs[k][1]
         place, mask = (place, "alive") if is_number else (f"{place} + n", "mask")
-        return f"if grad_input{k} is not None:\n    tl.store({place}, {name}, mask={mask})"
+        return f"if {grad} is not None:\n    tl.store({place}, {name}, mask={mask})"
 
     statements = body.step(
         [
@@ -440,7 +455,7 @@ def _backward(program: Program, body: _Body) -> str:
         "for steps_left in range(0, steps):",
         _indented(["step = steps - 1 - steps_left", *loop, "tl.debug_barrier()"]),
     ]
-    return _kernel("backward", tensors, _numbers(program), text)
+    return _kernel("backward", tensors, _strides(program, "", "grad_"), text)
 
 
 class Printed(NamedTuple):

@@ -118,13 +118,17 @@ def previous(history, hx, reset_to, place, place_hx, place_reset_to, goes_on, st
 
 
 @triton.jit
-def add_product(sum, left, right, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """Returns sum + left @ right, in float32. `DOT` needs at least 16 rows."""
+def add_product(
+    sum, left, right, columns, SOME: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Returns sum + left @ right, in float32; of `columns` only if `SOME`. `DOT` needs 16 rows."""
     if DOT:
         total = tl.dot(left, right, sum, input_precision=PRECISION)
     else:
         products = left.to(tl.float32)[:, :, None] * right.to(tl.float32)[None, :, :]
         total = sum + tl.sum(products, axis=1)
+    if SOME:
+        total = tl.where(columns, total, sum)
     return total
 
 
@@ -138,17 +142,3 @@ def heads_from(start, HEAD: tl.constexpr):
 def heads_to(start, BLOCK: tl.constexpr, HEAD: tl.constexpr, H: tl.constexpr):
     """Returns the end of the head of the last unit of a block that begins at unit `start`."""
     return tl.minimum((start + BLOCK - 1) // HEAD * HEAD + HEAD, H)
-
-
-@triton.jit
-def weight_tile(weight, row, column, units, HEAD: tl.constexpr):
-    """Loads weight_hh for units `row` and states `column`, which broadcast; zero between heads.
-
-    Args:
-        weight: weight_hh of one gate, (H, HEAD).
-        row, column: the hidden units of the gate and of h.
-        units: which of both exist.
-    """
-    place = column - row // HEAD * HEAD
-    mask = units & (place >= 0) & (place < HEAD)
-    return tl.load(weight + row * HEAD + place, mask=mask, other=0.0)
