@@ -4,13 +4,16 @@ import re
 import sys
 from typing import NamedTuple
 
+import operators
+import pytest
+import torch
 import triton
 from kinds import EVERY
+from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from namernn_fast.equations import program_of
-from namernn_fast.gpu import emit, layers
+from namernn_fast import gpu, ops
 
 ARCHITECTURES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
 """The bytes of shared memory that a program instance may take."""
@@ -24,36 +27,52 @@ class Resources(NamedTuple):
     shared: int
 
 
+def launches_of(cell, hidden_size):
+    """Returns the kernels and arguments with which a layer of two steps is launched, by pass.
+
+    There are 16 float32 sequences with lengths and resets.
+    """
+    layer, described = EVERY[cell].layer(4, hidden_size), EVERY[cell].cell
+    x, lengths = torch.zeros(2, 16, 4), torch.full((16,), 2)
+    states = [torch.zeros(1, 16, hidden_size) for _ in described.states]
+    reset, weights = torch.zeros(2, 16, dtype=torch.bool), [p.detach() for p in layer.parameters()]
+    call = described, x, states, weights, lengths, reset, ops.BIAS | ops.WANT_SAVED, 0
+    found = {}
+
+    def record(kernel, grid):
+        return lambda **arguments: found.update({kernel.__name__: (kernel, arguments)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "__getitem__", record)
+        output, last, saved = gpu.forward(ops.ForwardArguments(*operators.arguments(*call)))
+        results = output, saved, output, last, [True] * (1 + len(states)), [0]
+        gpu.backward(ops.BackwardArguments(*operators.backward_arguments(*call, *results)))
+    return found
+
+
+TYPES = {torch.float32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8", torch.bool: "*i1"}
+
+
 def compiled(cell, name, arch, hidden_size):
-    """Compiles a kernel for 16 or more float32 sequences with lengths and resets."""
-    tiles = layers.tiles_of(hidden_size, 16)
-    program = program_of(EVERY[cell].cell, "tanh")
-    kernels = emit.printed(program, tiles.block_n >= hidden_size)
-    kernel = getattr(kernels.module, name)
-    constants = {
-        **{"H": hidden_size, "HEAD": hidden_size, "DIRECTIONS": 1, "BLOCK_B": tiles.block_b},
-        **{"BLOCK_N": tiles.block_n, "BLOCK_K": tiles.block_k, "DOT": True},
-        **{"PRECISION": "ieee" if arch.startswith("gfx") else "tf32x3"},
-        **{"KEEPS_OUTPUT": True, "KEEPS": True, "SLOTS": program.kept},
-    }
-    absent = {"offsets", "starts", "bias" * (not program.separate), "own" * (not program.own)}
-    absent |= {"grad_own" * (not program.own)}
-    types = {"lengths": "*i64", "reset": "*u8"}
-    signature, attributes = {}, {}
-    for place, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument in absent or (argument.startswith("reset_to") and argument[-1].isdigit()):
-            signature[argument], constants[argument] = "constexpr", None
-        elif argument in emit.SIZES or argument.endswith(("_row", "_direction")):
-            signature[argument] = "i32"
-        else:
-            signature[argument] = types.get(argument, "*fp32")
-            attributes[place,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
+    """Compiles a kernel of a layer for a GPU."""
+    kernel, arguments = launches_of(cell, hidden_size)[name]
+    options = {option: arguments.pop(option) for option in ("num_warps", "enable_fp_fusion")}
+    assert arguments.keys() == {*kernel.arg_names}
     backend, target = ("hip", arch) if arch.startswith("gfx") else ("cuda", int(arch[3:]))
+    if backend == "hip":
+        arguments["PRECISION"] = "ieee"
+    signature, constants, attributes = {}, {}, {}
+    for parameter in kernel.params:
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32"
+        else:
+            signature[parameter.name] = TYPES[value.dtype]
+            attributes[parameter.num,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
     lanes = 64 if backend == "hip" else 32
-    options = {"num_warps": 4}
     return triton.compile(source, target=GPUTarget(backend, target, lanes), options=options)
 
 

@@ -86,7 +86,7 @@ def test_kernels_compile_and_fit_on_the_gpu(cell, arch):
     for name in ("forward", "backward"):
         taken = resources_of(cell, name, arch, 64)
         assert taken.registers <= (512 if arch.startswith("gfx") else 255)
-        assert taken.spilled <= (16 if name == "forward" else 512)
+        assert taken.spilled <= (0 if name == "forward" else 256)
         assert taken.shared <= ARCHITECTURES[arch]
 
 
