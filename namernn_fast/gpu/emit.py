@@ -422,10 +422,11 @@ def _backward(program: Program, body: _Body) -> str:
     def store(to: str, name: str) -> str:
         letter, k = to[0], int(to[1:])
         if letter == "w":
-            place = f"grad_own + (instance * {blocks} + {k}) * H + n"
+            place = f"grad_own + ((instance * 2 + {{}}) * {blocks} + {k}) * H + n"
+            before, after = place.format("(step + 1) % 2"), place.format("step % 2")
             total = f"tl.sum(tl.where(mask, {name}, 0.0), 0)[None, :]"
-            total = f"tl.load({place}, mask=n < H, other=0.0) + {total}"
-            return f"tl.store({place}, {total}, mask=n < H)"
+            total = f"tl.load({before}, mask=n < H, other=0.0) + {total}"
+            return f"tl.store({after}, {total}, mask=n < H)"
         if letter == "d":
             return f"tl.store(dz + (row_at_step * {sums} + {k}) * H + n, {name}, mask=mask)"
         if letter == "q":

@@ -280,8 +280,9 @@ def backward_layer(
     dz = stack.rows(stack.sums)
     before = stack.rows(1).squeeze(2) if want_weights and program.has_weight_hh else None
     blocks = sum(count for _, count in program.own)
-    instances = -(-layout.B // tiles_of(H, layout.B).block_b), directions
-    grad_own = stack.new(*instances, blocks, H, zero=True, dtype=torch.float32) if blocks else None
+    # Two slots, because each step adds to the sum of the step before, which other threads may read.
+    slots = -(-layout.B // tiles_of(H, layout.B).block_b), directions, 2
+    grad_own = stack.new(*slots, blocks, H, zero=True, dtype=torch.float32) if blocks else None
     arguments: dict[str, Any] = {"output": output, "kept": kept, "grad_output": grad_output}
     arguments |= {"dz": dz, "before_rows": before, "grad_own": grad_own}
     for i, grad in enumerate(grad_last):
@@ -312,7 +313,7 @@ def backward_layer(
     _launch(stack, layer, True, arguments | constants)
     for total, parts in shared:
         total += parts.unflatten(1, (directions, -1)).sum(1)
-    return dz, before, None if grad_own is None else grad_own.sum(0)
+    return dz, before, None if grad_own is None else grad_own[:, :, 0].sum(0)
 
 
 def grad_of_x(stack: Stack, layer: int, dz: Tensor) -> Tensor:
