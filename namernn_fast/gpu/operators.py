@@ -1,6 +1,7 @@
 """The operators of `namernn_fast.ops` on a GPU, and the checks of their arguments."""
 
 import contextlib
+import itertools
 
 import torch
 from torch import Tensor
@@ -347,9 +348,14 @@ def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
     N = input.shape[0]
     sizes = checks.check_batch_sizes(batch_sizes, N)
     T, B = len(sizes), sizes[0]
-    table = _starts_and_lengths(batch_sizes, B)
-    if input.is_cuda:
-        table = transfers.to_gpu(table, input.device, "batch_sizes")
+    if transfers.is_capturing(input.device):  # a replay would read the memory of the CPU again
+        runs = [(size, len([*steps])) for size, steps in itertools.groupby(sizes)]
+        parts = [torch.full((steps,), size, device=input.device) for size, steps in runs]
+        table = _starts_and_lengths(torch.cat(parts), B)
+    else:
+        table = _starts_and_lengths(batch_sizes, B)
+        if input.is_cuda:
+            table = transfers.to_gpu(table, input.device, "batch_sizes")
     starts, lengths = table.split([T, B])
     return SequenceLayout(
         T=T, B=B, N=N, time_stride=0, batch_stride=1, lengths=lengths, starts=starts

@@ -12,10 +12,12 @@ from equation_cells import MORE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import EVERY, KINDS
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from namernn_fast import FusedRNN, ops
 from namernn_fast.cells import VANILLA
 from namernn_fast.gpu import layers
+from namernn_fast.machine import transfers
 
 CELLS = tuple(
     (cell, activation) for cell in (*KINDS, *MORE) for activation in EVERY[cell].cell.nonlinearities
@@ -130,6 +132,16 @@ def test_recompute_gives_the_same_gradients():
         grads.append([p.grad for p in layer.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_packed_input_needs_no_memory_of_the_cpu_in_a_captured_graph(monkeypatch):
+    layer, lengths = EVERY["gru"].layer(4, 6), torch.tensor([5, 3, 3, 1])
+    x = pack_padded_sequence(torch.randn(5, 4, 4), lengths)
+    expected = layer(x)[0].data
+    made = []
+    monkeypatch.setattr(transfers, "is_capturing", lambda device: made.append(device) or True)
+    assert torch.equal(layer(x)[0].data, expected)
+    assert made
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
