@@ -17,11 +17,11 @@ from typing import NoReturn
 
 from namernn_fast import __version__
 
-from .commands import data, evaluate, predict, serve, train
+from .commands import data, evaluate, predict, train
 from .commands.arguments import PROGRAM
 from .text import InputError, escaped
 
-_COMMANDS = (data, train, evaluate, predict, serve)
+_COMMANDS = (data, train, evaluate, predict)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

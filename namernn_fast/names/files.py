@@ -19,8 +19,6 @@ _EXTRAS = {
     "matplotlib": "evaluate",
     "scipy": "evaluate",
     "sklearn": "evaluate",
-    "starlette": "serve",
-    "uvicorn": "serve",
 }
 
 

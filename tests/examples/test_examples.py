@@ -3,17 +3,19 @@
 The test of an example is skipped if a package that the example needs is not installed.
 """
 
+import asyncio
 import re
 import runpy
 import site
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
-from namernn_fast import FusedLeakyRNN, FusedLSTM, FusedRNN
+from namernn_fast import FusedLeakyRNN, FusedLSTM, FusedRNN, names
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -27,6 +29,7 @@ NEEDS = {
     "onnx_export": ("onnxscript", "onnxruntime"),
     "ensemble": (),
     "privacy": ("opacus",),
+    "serve_names": ("starlette",),
     "score_table": ("ray.data", "safetensors"),
     "train_torchrun": (),
 }
@@ -208,3 +211,50 @@ def test_examples_fail_if_results_are_slightly_wrong(name, place, attribute, run
     monkeypatch.setattr(place, attribute, slightly_wrong(getattr(place, attribute)))
     with pytest.raises(AssertionError, match=r"exceeds its budget|Tensor-likes are not close"):
         run(name)
+
+
+def test_requests_that_arrive_while_the_model_runs_share_a_call():
+    example = runpy.run_path(str(EXAMPLES / "serve_names.py"))
+    calls, goes_on = [], threading.Event()
+
+    def double(items):
+        calls.append(items)
+        goes_on.wait(60)
+        if "bad" in items:
+            raise ValueError("a bad item")
+        return [2 * item for item in items]
+
+    async def ask():
+        predict = example["Batcher"](double)
+        first = asyncio.create_task(predict(["a"]))
+        while not calls:
+            await asyncio.sleep(0)
+        others = [asyncio.create_task(predict(items)) for items in (["b", "c"], [], ["d"])]
+        await asyncio.sleep(0)
+        others[2].cancel()
+        goes_on.set()
+        found = await asyncio.gather(first, *others[:2], predict(["e"]))
+        with pytest.raises(ValueError, match="a bad item"):
+            await predict(["bad"])
+        return [*found, await predict(["f"])]
+
+    assert asyncio.run(ask()) == [["aa"], ["bb", "cc"], [], ["ee"], ["ff"]]
+    assert calls[:2] == [["a"], ["b", "c", "d", "e"]]
+
+
+def test_the_service_answers_with_languages_or_says_which_name_is_wrong():
+    client = pytest.importorskip("starlette.testclient")
+    example = runpy.run_path(str(EXAMPLES / "serve_names.py"))
+    predictor = names.load()
+    with client.TestClient(example["application"](predictor)) as asking:
+        answer = asking.get("/?name=Nguyen&name=Rossi")
+        wrong = asking.get("/?name=Nguyen&name=李")
+        nothing = asking.get("/")
+    for name in ("Nguyen", "Rossi"):
+        expected = predictor.predict([name])[0]
+        assert [language for language, _ in answer.json()[name]] == [pair[0] for pair in expected]
+    assert (wrong.status_code, [*wrong.json()["error"]]) == (400, ["李"])
+    assert (nothing.status_code, nothing.json()) == (
+        400,
+        {"error": "give 1 to 1000 names: /?name=Nguyen"},
+    )

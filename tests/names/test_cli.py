@@ -176,7 +176,6 @@ def test_invalid_input_is_reported_in_one_line(fails, folder, tmp_path, offline)
         ("predict Kim", ["--input"], ["names.txt"], "not allowed with argument NAME"),
         ("predict Kim", ["--delimiter"], ["ab", '"'], "is not a single character or 'tab'"),
         ("predict Kim", ["--min-probability"], ["2"], "is not a number from 0 to 1"),
-        ("serve", ["--port"], ["-1", "65536"], "is not a port from 0 to 65535"),
     ],
 )
 def test_invalid_option_values_are_rejected(command, options, values, said, capsys):
@@ -211,7 +210,7 @@ WITHOUT_DEFAULT = {
 }
 
 
-@pytest.mark.parametrize("command", ["data", "train", "evaluate", "predict", "serve"])
+@pytest.mark.parametrize("command", ["data", "train", "evaluate", "predict"])
 def test_help_shows_every_default(command):
     (commands,) = cli._parser()._subparsers._group_actions
     parser = commands.choices[command]
@@ -260,8 +259,6 @@ def test_failures_are_reported_in_one_line(run, cache, monkeypatch, failure, cod
     [
         ("train", "requests", "names"),
         ("train", "tqdm", "names"),
-        ("serve", "starlette", "serve"),
-        ("serve", "uvicorn", "serve"),
         ("evaluate", "sklearn", "evaluate"),
         ("evaluate --figures pictures", "matplotlib", "evaluate"),
     ],
@@ -285,7 +282,7 @@ def test_training_needs_only_torch(root):
     code = (
         "import sys;"
         "sys.modules.update(dict.fromkeys(('matplotlib', 'requests',"
-        "'safetensors', 'scipy', 'sklearn', 'starlette', 'tqdm', 'urllib3', 'uvicorn')));"
+        "'safetensors', 'scipy', 'sklearn', 'tqdm', 'urllib3')));"
         "import namernn_fast.names as names;"
         "from namernn_fast.names.dataset import embedded_sample;"
         "print(len(names.fit(names.split(embedded_sample()), names.Recipe(epochs=1)).history))"

@@ -163,14 +163,3 @@ def test_evaluate_marks_weak_languages(checkpoint, tmp_path, run):
     for label, language in enumerate(PARTS.languages):
         weak = right[PARTS.test.labels == label].double().mean() < 0.2
         assert (f"{language} (weak)" in out) == weak
-
-
-def test_the_server_marks_unusual_names_and_weak_languages(checkpoint):
-    client = pytest.importorskip("starlette.testclient")
-    server = pytest.importorskip("namernn_fast.names.serving.server")
-    local = "http://127.0.0.1:8000"
-    with client.TestClient(server.application(Predictor(checkpoint)), local) as asking:
-        answer = asking.post("/predict", json={"names": ["Kim", "Qwrtpq", "李"]}).json()
-        described = asking.get("/health").json()
-    assert [result.get("unusual") for result in answer["results"]] == [False, True, None]
-    assert described["weak_languages"] == ["Polish"]
