@@ -85,12 +85,12 @@ test/fuzz: $(VENV)/with-test
 test-all: test/short ## runs all tests, including covering arrays of strength 3, wheels, browsers
 	$(PYTEST) -m slow
 
-check: $(VENV)/with-test $(VENV)/with-check ## checks formatting, types, sizes of files and functions, workflows
+check: $(VENV)/with-test $(VENV)/with-check ## checks style, formatting, types, imports, workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
-	$(BIN)/python .ci/structure.py
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/validate-pyproject pyproject.toml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
