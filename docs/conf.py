@@ -13,7 +13,8 @@ import tempfile
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+FOLDER = Path(__file__).parent
+sys.path[:0] = [str(FOLDER / "_extensions"), str(FOLDER.parent)]  # pages, benchmarks
 
 project = "namernn_fast"
 author = "The namernn_fast authors"

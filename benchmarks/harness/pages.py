@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.paths import RESULTS, ROOT, SCRATCH, Section, sections_of_avx2
+from benchmarks.harness.paths import BUILT, RESULTS, ROOT, SCRATCH, Section, sections_of_avx2
 from namernn_fast import ops
 from namernn_fast.bench.race import QUICK, TimeBudget, keep_freed_memory
 from namernn_fast.testing import BudgetError
@@ -157,9 +157,13 @@ def publish(
 
 
 def write_text(folder: Path, name: str, text: str, record: str | bool, page: Path) -> Path:
-    """Writes a text to its section of `page` if `record`, else to a file in `folder`."""
+    """Writes a text to its section of `page` if `record`, else to a file in `folder`.
+
+    Nothing is written for pages in `BUILT`, which show the recorded rows when the site is built.
+    """
     if record:
-        write_section(page, name, text)
+        if page not in BUILT:
+            write_section(page, name, text)
         return page
     path = folder / f"{name}.md"
     path.write_text(text + "\n", encoding="utf-8")
@@ -174,9 +178,14 @@ def announce(*paths: Path) -> None:
 
 def write_section(page: Path, name: str, text: str) -> None:
     """Replaces the text between a section's markers on a page."""
+    page.write_text(with_section(page.read_text(encoding="utf-8"), page.name, name, text), "utf-8")
+
+
+def with_section(source: str, page: str, name: str, text: str) -> str:
+    """Returns the source of a page with a text between a section's markers."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    before, found, rest = source.partition(begin)
     _, ended, after = rest.partition(end)
     if not (found and ended):
-        raise SystemExit(f"{page.name} has no section between {begin} and {end}")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        raise SystemExit(f"{page} has no section between {begin} and {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"

@@ -16,6 +16,8 @@ PERFORMANCE_TABLES = DOCS / "performance_tables.md"
 """The CPU tables that are not in `PERFORMANCE`."""
 PERFORMANCE_AVX2 = DOCS / "performance_avx2.md"
 """Tables of runs with AVX2."""
+BUILT = PERFORMANCE_TABLES, PERFORMANCE_AVX2
+"""Pages whose sections are empty in the repository: `make docs` fills them from `RESULTS`."""
 REAL_MODELS = DOCS / "real_models.md"
 CAPABILITIES = DOCS / "capabilities.md"
 

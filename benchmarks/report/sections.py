@@ -28,8 +28,8 @@ from benchmarks.cpu import (
     waiting,
     wide,
 )
-from benchmarks.harness.pages import AVX2, recorded, write_section
-from benchmarks.harness.paths import RESULTS, sections_of_avx2
+from benchmarks.harness.pages import AVX2, recorded, with_section, write_section
+from benchmarks.harness.paths import BUILT, RESULTS, sections_of_avx2
 from benchmarks.names import classifier, study
 
 STUDIES = (
@@ -73,9 +73,19 @@ SECTIONS = (
 )
 
 
+def built(page: str, source: str) -> str:
+    """Returns the source of a page of the site; fills the sections of pages in `BUILT`."""
+    for results, section in SECTIONS:
+        if section.page in BUILT and section.page.stem == page:
+            text = section.report(recorded(results))
+            source = with_section(source, page, section.name, text)
+    return source
+
+
 def main() -> None:
     for results, section in SECTIONS:
-        write_section(section.page, section.name, section.report(recorded(results)))
+        if section.page not in BUILT:
+            write_section(section.page, section.name, section.report(recorded(results)))
     study.write_card(recorded("names"))
 
 

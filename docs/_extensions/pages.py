@@ -44,6 +44,13 @@ def read_program(text: str) -> NotebookNode:
     return notebook
 
 
+def fill_tables(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Fills the sections of pages that show recorded benchmarks."""
+    from benchmarks.report.sections import built
+
+    source[0] = built(docname, source[0])
+
+
 def link_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replaces links to files that are pages of the site with links to these pages."""
     up = "../" * docname.count("/")
@@ -113,6 +120,7 @@ def visit_math_block(self, node: nodes.math_block) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the functions of this file with Sphinx."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.connect("source-read", fill_tables)
     app.connect("source-read", link_to_pages)
     app.connect("autodoc-process-docstring", typeset_equations, priority=300)
     app.connect("autodoc-process-docstring", keep_attribute, priority=400)  # before Napoleon

@@ -2,9 +2,10 @@
 
 import pytest
 
+from benchmarks.harness.paths import BUILT
 from benchmarks.names import study
 from benchmarks.names.study_report import card
-from benchmarks.report.sections import SECTIONS, recorded
+from benchmarks.report.sections import SECTIONS, built, recorded
 from namernn_fast.names import load
 from namernn_fast.names.checkpoint import pretrained_checkpoint
 
@@ -15,6 +16,9 @@ from namernn_fast.names.checkpoint import pretrained_checkpoint
 def test_a_section_matches_the_recorded_results(results, section):
     begin, end = f"<!-- {section.name}: begin -->\n", f"\n<!-- {section.name}: end -->"
     page = section.page.read_text(encoding="utf-8")
+    if section.page in BUILT:
+        assert begin + end[1:] in page
+        page = built(section.page.stem, page)
     assert page.partition(begin)[2].partition(end)[0] == section.report(recorded(results))
 
 
