@@ -142,16 +142,13 @@ bench/peers: $(VENV)/with-bench-peers
 	$(BIN)/python -m benchmarks.cpu.peers $(RECORDING) --odd
 	$(BIN)/python -m benchmarks.cpu.sixteen_bits $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.eight_bits $(RECORDING)
-	$(BIN)/python -m benchmarks.cpu.projections $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.leaky $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.equations $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.precision $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.prepared $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.streams $(RECORDING)
-	$(BIN)/python -m benchmarks.cpu.sessions $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.steps $(RECORDING)
 	$(BIN)/python -m benchmarks.cpu.loops $(RECORDING)
-	$(BIN)/python -m benchmarks.cpu.layers $(RECORDING)
 
 # Measures the speed-up of whole programs by replace_rnn and prepare_rnn.
 bench/applications: $(VENV)/with-bench-applications
@@ -160,9 +157,6 @@ bench/applications: $(VENV)/with-bench-applications
 
 bench/roofline: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cpu.roofline $(RECORDING)
-	$(BIN)/python -m benchmarks.cpu.wide $(RECORDING)
-	$(BIN)/python -m benchmarks.cpu.first_call $(RECORDING)
-	$(BIN)/python -m benchmarks.cpu.waiting $(RECORDING)
 
 # Calls layers from four threads for an hour, and samples the memory of the process.
 bench/soak: $(VENV)/installed

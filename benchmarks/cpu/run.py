@@ -14,7 +14,7 @@ from benchmarks.harness import pages
 from benchmarks.harness.paths import ROOT, SCRATCH
 
 PROGRAMS = ("cpu.grid", "names.classifier")
-PROGRAMS_OF_RECORDS = ("cpu.steps", "cpu.torch_operators", "cpu.fading")
+PROGRAMS_OF_RECORDS = ("cpu.steps",)
 
 
 def failures(name: str, *arguments: str) -> list[str]:

@@ -8,25 +8,17 @@ from benchmarks.cpu import (
     applications,
     eight_bits,
     equations,
-    fading,
-    first_call,
     grid,
-    layers,
     leaky,
     loops,
     peers,
     precision,
     prepared,
-    projections,
     roofline,
-    sessions,
     sixteen_bits,
     soak,
     steps,
     streams,
-    torch_operators,
-    waiting,
-    wide,
 )
 from benchmarks.harness.pages import AVX2, recorded, with_section, write_section
 from benchmarks.harness.paths import BUILT, RESULTS, sections_of_avx2
@@ -36,22 +28,17 @@ STUDIES = (
     grid,
     applications,
     cases,
-    wide,
-    layers,
     prepared,
     precision,
     sixteen_bits,
     eight_bits,
-    projections,
     leaky,
     equations,
     streams,
     steps,
     loops,
-    fading,
-    torch_operators,
 )
-OTHERS = first_call, waiting, roofline, sessions, soak, classifier, study
+OTHERS = roofline, soak, classifier, study
 OF_ALL = (
     *(
         (each.name, section)

@@ -5,11 +5,9 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -20,30 +18,22 @@ from torch.nn.utils.rnn import pack_sequence
 
 from benchmarks.cpu import (
     eight_bits,
-    fading,
-    first_call,
-    layers,
     leaky,
     memory,
     peers,
     prepared,
-    projections,
     roofline,
     steps,
     streams,
-    torch_operators,
-    waiting,
-    wide,
 )
 from benchmarks.cpu import grid as cpu_grid
 from benchmarks.cpu import run as cpu_run
-from benchmarks.harness import pages, paths, processes
+from benchmarks.harness import pages, paths
 from benchmarks.harness.grid import (
     DENSE,
     FORWARD,
     FUSED,
     GATED_CELLS,
-    LAYERS,
     MODES,
     PACKED,
     TRAINING,
@@ -53,9 +43,9 @@ from benchmarks.harness.grid import (
 from benchmarks.harness.pages import write_section
 from benchmarks.harness.paths import PERFORMANCE_TABLES, ROOT, Section
 from benchmarks.harness.spread import speed_up_interval
-from benchmarks.harness.study import AGAIN, Study, grid
+from benchmarks.harness.study import AGAIN, Study
 from benchmarks.report import speed
-from namernn_fast import FusedLeakyRNN, FusedLSTM, Stream, explain
+from namernn_fast import FusedLeakyRNN, Stream, explain
 from namernn_fast.bench import timed_calls
 from namernn_fast.bench.race import QUICK, TimeBudget, race
 from namernn_fast.bench.tables import TIMES, markdown
@@ -104,48 +94,7 @@ def test_the_correctness_check_can_use_a_subset_of_a_batch(mode, cell, monkeypat
         timed_calls.gated_calls(workload, x, rows)
 
 
-def test_separate_layers_have_the_same_gradients_as_a_stack():
-    calls = layers.calls(layers.Stack(DENSE, TRAINING, 3, 4, 4, 6))
-    chain, stack = (calls[name].args[0] for name in ("one by one", FUSED))
-    for chained, stacked in zip(chain.parameters(), stack.parameters(), strict=True):
-        chained.data.copy_(stacked.data)
-    for call in calls.values():
-        call()
-    for chained, stacked in zip(chain.parameters(), stack.parameters(), strict=True):
-        torch.testing.assert_close(chained.grad, stacked.grad)
-
-
 options = functools.partial(argparse.Namespace, threads=2, record=False, quick=True, seconds=0)
-
-
-@pytest.mark.slow
-def test_flushing_of_subnormals_starts_and_ends_with_its_case(monkeypatch, threads):
-    def are_flushed():
-        return (torch.tensor([1e-39]) * 1 == 0).item()
-
-    def timed(*arguments):
-        during.append(are_flushed())
-        return race(*arguments)
-
-    during, can_flush = [], torch.set_flush_denormal(True)
-    torch.set_flush_denormal(False)
-    monkeypatch.setattr(fading, "in_new_process", lambda task, *arguments: task(*arguments))
-    monkeypatch.setattr(fading, "race", timed)
-    for case in fading.STUDY.cases:
-        small = dataclasses.replace(case, batch=2, input_size=8, hidden_size=8)
-        (row,) = dataclasses.replace(fading.STUDY, cases=[small]).run(options(), [])
-        is_timed = can_flush or not fading.CASES[case.case][1]
-        assert {*row["medians"]} == ({*LAYERS} if is_timed else set())
-        assert not are_flushed()
-    assert during == ([False, False, True] if can_flush else [False, False])
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_the_reference_path_passes_the_correctness_check(mode, monkeypatch):
-    monkeypatch.setattr("namernn_fast.machine.availability.HAS_EXTENSION", False)
-    for family in (DENSE, PACKED):
-        for call in torch_operators.calls(Workload(family, mode, 3, 4, 5, 6)).values():
-            call()
 
 
 def test_timing_over_budget_runs_the_minimum_number_of_rounds():
@@ -162,35 +111,6 @@ def test_the_confidence_interval_ignores_drift_and_outliers():
     theirs = [2.0, 2.2, 1.8, 2.1, 1.9, 2.05, 40.0]
     low, high = speed_up_interval(theirs, [1.0] * 7)
     assert 1.8 <= low < statistics.median(theirs) < high <= 2.2
-
-
-def test_each_wait_policy_is_timed_in_a_new_process(monkeypatch):
-    monkeypatch.setenv(waiting.VARIABLE, "active")
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
-    monkeypatch.setattr(waiting, "measure", lambda: os.environ.get(waiting.VARIABLE))
-    seen = [waiting._under(policy) for policy in waiting.POLICIES.values()]
-    assert seen == [None, "passive"]
-
-
-def test_the_wait_policy_benchmark_returns_the_mean_time_of_a_step(monkeypatch):
-    ticks = iter([10.0, 10.0, 10.5, 11.0, 12.5])  # the start, then before each step
-    monkeypatch.setattr(waiting, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    assert waiting.measure(FUSED, torch.get_num_threads(), 2.0) == pytest.approx(2.5 / 3)
-
-
-def test_the_first_call_benchmark_does_not_import_torch(run_program):
-    """The benchmark times these imports, so it must not import torch or the package earlier."""
-    program = "import sys, benchmarks.cpu.first_call; print(*sys.modules)"
-    imported = run_program("-c", program, cwd=ROOT).split()
-    assert not {"torch", "namernn_fast"} & {*imported}
-    assert [*first_call.LAYERS] == [*LAYERS]
-
-
-def test_every_stage_of_a_first_call_is_timed(monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # restores what `measure` sets
-    monkeypatch.setattr(torch, "compile", lambda call: call)  # real compilation is slow
-    found = first_call.measure(FUSED, torch.get_num_threads())
-    assert set(found) == {*first_call.STAGES, *first_call.COMPILED_STAGES}
 
 
 @EVERY_CELL
@@ -340,21 +260,6 @@ def test_wrong_leaky_layers_are_not_timed(monkeypatch, rows_of):
 
 
 @pytest.mark.slow
-def test_wrong_projections_are_not_timed(rows_of):
-    forward = FusedLSTM.forward
-
-    def wrong(*arguments):
-        output, states = forward(*arguments)
-        return output, tuple(state + 1e-3 for state in states)
-
-    cases = [case for case in projections.STUDY.cases if case.hidden_size == 64]
-    rows = rows_of(projections.STUDY, cases, (FusedLSTM, "forward", wrong), "c_n: error")
-    assert len(rows) == 10  # packed sequences have no batch of one
-    text = projections.STUDY.report({"cpu": "a processor", "threads": [2], "rows": rows})
-    assert text.count(TIMES) == 10 + 2 * 4  # a mean and a worst for each kind
-
-
-@pytest.mark.slow
 @pytest.mark.covering(0)
 @EVERY_CELL
 @pytest.mark.parametrize("calls", [eight_bits.LAYERS, eight_bits.STREAMS])
@@ -383,28 +288,18 @@ def test_workload_flops_match_a_count_of_all_products():
 
 @pytest.mark.slow
 def test_a_recorded_run_also_times_one_thread(monkeypatch):
-    cases = [
-        *grid(((3, 4, 1, 1), (5, 3, 6, 2)), ["rnn"], make=wide.Wide),
-        *grid(((3, 4, 2, 1),), ["rnn"], make=wide.Wide, dtype="bfloat16"),
-    ]
     monkeypatch.setattr(pages, "time_budget", lambda *_: QUICK)
-    monkeypatch.setattr(wide.machine, "read_rate", lambda threads, block_bytes, seconds: 1e9)
-    study = dataclasses.replace(wide.STUDY, cases=cases)
+    study = dataclasses.replace(steps.STUDY, cases=steps.STUDY.cases[:1])
     rows = study.run(options(record=True, quick=False), [])
-    assert [row["threads"] for row in rows] == [1] * 6 + [2] * 6
-    assert all(len(row["seconds"][FUSED]) >= QUICK.min_rounds for row in rows)
-    text = study.report({"cpu": "a processor", "threads": [1, 2], "rows": rows})
-    assert "**float32**\n\nThe worst 2 of 2 sizes" in text
-    assert all(f"{count} thread(s), {mode}: nn.RNN" in text for count in (1, 2) for mode in MODES)
+    assert [row["threads"] for row in rows] == [1, 2]
+    assert all(len(times) >= QUICK.min_rounds for row in rows for times in row["seconds"].values())
 
 
 def test_bytes_read_include_every_weight_once_per_step():
-    workload = Workload(DENSE, FORWARD, 2, 5, 3, 4)
-    assert wide.weights_read(workload) == 5 * 3 + 3 * 3 * 3
-    training = dataclasses.replace(workload, mode=TRAINING)
-    assert wide.weights_read(training) == 5 * 3 + 2 * 3 * 3 * 3
     # With initial states, the first step also reads weight_hh.
-    assert eight_bits.bytes_read(workload) == 3 * (5 + 8) + 4 * 3 * (3 + 8)
+    assert eight_bits.bytes_read(Workload(DENSE, FORWARD, 2, 5, 3, 4)) == 3 * (5 + 8) + 4 * 3 * (
+        3 + 8
+    )
 
 
 def test_every_cell_of_the_divider_row_has_a_dash():

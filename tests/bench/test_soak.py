@@ -1,12 +1,11 @@
-"""Tests the benchmarks of long runs and of many sequences."""
+"""Tests the benchmark of long runs."""
 
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-from benchmarks.cpu import sessions, soak
-from namernn_fast.bench.workloads import LAYERS_OF
+from benchmarks.cpu import soak
 
 
 @pytest.mark.slow
@@ -23,16 +22,3 @@ def test_a_soak_samples_memory_and_counts_calls():
 def test_a_soak_stops_at_a_call_that_raises_or_gives_other_bits(call, monkeypatch):
     monkeypatch.setattr(soak, "CALLS", [lambda *_: call])
     assert soak.measure(6)["wrong"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cell", LAYERS_OF)
-def test_sequences_step_one_at_a_time_or_together(cell, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(sessions, "SEQUENCES", 3)
-    monkeypatch.setitem(sessions.METHODS, sessions.SESSIONS, lambda _: (Mock(), Mock()))
-    row = sessions.measure(cell, 0.01)
-    stream, together = row["by_name"][sessions.STREAM], row["by_name"][sessions.SESSIONS]["all"]
-    assert stream["percentile"] >= stream["one"] > 0
-    assert together > 0
-    assert sessions.report({"cpu": "", "rows": [row]}).count(cell) == len(sessions.METHODS)
