@@ -20,7 +20,6 @@ from .folding import ASCII, Folding
 from .model import NameClassifier, NameEnsemble
 from .prediction import Predictor, load
 from .recipes import RECIPES, Recipe
-from .resuming import StateFile
 from .splitting import LabelledNames, Split, split
 from .steps import Batch, batches, train_epoch, train_step, validate
 from .text import InputError
@@ -44,7 +43,6 @@ __all__ = [
     "Predictor",
     "Recipe",
     "Split",
-    "StateFile",
     "batches",
     "encode",
     "encode_names",

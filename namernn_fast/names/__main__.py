@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # PyTorch raises RuntimeError when memory runs out or a device lacks an operation.
     except (OSError, RuntimeError, MemoryError, ModuleNotFoundError) as error:
         return _failed(error, 1)
-    except KeyboardInterrupt as interrupt:
-        _report("; ".join(["interrupted", *map(str, interrupt.args)]))
+    except KeyboardInterrupt:
+        _report("interrupted")
         return 130
     return 0
 

@@ -19,7 +19,7 @@ from .files import replacing, require
 from .text import InputError
 
 MAX_BYTES = 256 * 2**20
-"""The default limit on the size of a file; the reference model takes about a tenth of it."""
+"""The limit on the size of a file; the reference model takes about a tenth of it."""
 
 MAX_HEADER_BYTES = 2 * 2**20
 """The limit on the size of a header, which lists the tensors and holds the plain values. With the
@@ -34,8 +34,6 @@ def write_tensors(
     kind: str,
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
-    *,
-    max_bytes: int = MAX_BYTES,
 ) -> None:
     """Writes tensors and plain values to a file of the given kind; the values are stored as JSON.
 
@@ -43,7 +41,7 @@ def write_tensors(
 
     Raises:
         InputError: `path` exists and is not a regular file, or the content is too large for
-            `read_tensors` with the same `max_bytes`.
+            `read_tensors`.
         OSError: the file could not be written.
     """
     library = require("safetensors.torch")
@@ -51,18 +49,16 @@ def write_tensors(
     owned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps(values)
     content = library.save(owned, metadata={kind: text})
-    too_large = len(content) > max_bytes or _header_bytes(content) > MAX_HEADER_BYTES
+    too_large = len(content) > MAX_BYTES or _header_bytes(content) > MAX_HEADER_BYTES
     if too_large or _brackets(text) > _MAX_BRACKETS:
         raise InputError(f"{path}: {len(content):,} bytes would be too large to be read again")
     with replacing(Path(path)) as file:
         file.write(content)
 
 
-def read_values(
-    path: str | os.PathLike[str], kind: str, *, max_bytes: int = MAX_BYTES
-) -> dict[str, Any]:
+def read_values(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """Returns the plain values of a file of tensors; see `read_tensors` for errors."""
-    with _opened(path, kind, max_bytes) as (_, values):
+    with _opened(path, kind) as (_, values):
         return values
 
 
@@ -70,8 +66,6 @@ def read_tensors(
     path: str | os.PathLike[str],
     kind: str,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
-    *,
-    max_bytes: int = MAX_BYTES,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads the tensors and the plain values of a file.
 
@@ -80,14 +74,13 @@ def read_tensors(
         kind: the kind that the file must have.
         shapes: maps the names of the tensors that the file must contain to their shapes. Both are
             checked before any tensor is read. None accepts any tensors.
-        max_bytes: the maximum size of the file.
 
     Raises:
         InputError: there is no regular file at `path`, or the file is too large, is of another kind
             or does not contain exactly these tensors.
         OSError: the file could not be read.
     """
-    with _opened(path, kind, max_bytes) as (file, values):
+    with _opened(path, kind) as (file, values):
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if shapes is not None and found != dict(shapes):
             odd = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name))
@@ -101,9 +94,7 @@ def read_tensors(
 
 
 @contextmanager
-def _opened(
-    path: str | os.PathLike[str], kind: str, max_bytes: int
-) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Opens a safetensors file and yields it with its plain values."""
     path = Path(path)
     library = require("safetensors")
@@ -111,8 +102,8 @@ def _opened(
         raise InputError(f"{path}: there is no such file")
     if not path.is_file():
         raise InputError(f"{path}: not a regular file")
-    if (size := path.stat().st_size) > max_bytes:
-        raise InputError(f"{path}: too large: {size:,} bytes, but at most {max_bytes:,} are read")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise InputError(f"{path}: too large: {size:,} bytes, but at most {MAX_BYTES:,} are read")
     with path.open("rb") as content:
         start = content.read(8)
     if _header_bytes(start) > MAX_HEADER_BYTES:

@@ -23,10 +23,8 @@ from .files import require
 from .model import NameClassifier, NameEnsemble
 from .prediction import logits
 from .recipes import RECIPES, Recipe
-from .resuming import StateFile, below
 from .splitting import Split
 from .steps import batches, process, train_epoch, validate
-from .text import InputError
 from .unusual import fit_unusualness
 
 
@@ -119,7 +117,7 @@ class _Member:
             fused=device.type in ("cpu", "cuda"),
         )
         self.steps = math.ceil(len(split.train) / recipe.batch_size)
-        self.scheduler = self._scheduler(0)
+        self.scheduler = self._scheduler()
         self.best: dict[str, Tensor] = {}
 
     def run_epoch(self, progress: bool) -> Epoch:
@@ -127,8 +125,7 @@ class _Member:
         number = len(self.history) + 1
         shuffle = torch.Generator().manual_seed(self._drawn(f"order {number}"))
         order = torch.randperm(len(self.split.train), generator=shuffle)
-        # Each process and epoch gets a different seed, so that dropout differs between processes. A
-        # resumed training run draws the same masks without a saved random state.
+        # Each process and epoch gets a different seed, so that dropout differs between processes.
         torch.manual_seed(self._drawn(f"dropout {number} {self.rank}"))
         steps: Iterable[Any] = batches(
             self.split.train,
@@ -169,70 +166,8 @@ class _Member:
         self.history.append(epoch)
         return epoch
 
-    def is_finished(self) -> bool:
-        """Returns whether the network has been trained for all epochs of its recipe."""
-        return len(self.history) == self.recipe.epochs
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Returns the tensors and the plain values from which training can resume."""
-        tensors = {f"best.{name}": value for name, value in self.best.items()}
-        if not self.is_finished():
-            tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
-            tensors |= {
-                f"optimizer.{index}.{name}": value
-                for index, values in self.optimizer.state_dict()["state"].items()
-                for name, value in values.items()
-            }
-        return tensors, {"history": [asdict(epoch) for epoch in self.history]}
-
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Restores the network from the values that `state` returned.
-
-        Only the tensors and the results of the epochs are restored. Everything else, such as the
-        learning rate, comes from the recipe, so a file cannot change the settings.
-
-        Raises:
-            KeyError, TypeError, ValueError: the arguments are not a state of this network.
-        """
-        self.history = read_epochs(values["history"])
-        places = [(epoch.member, epoch.number) for epoch in self.history]
-        if places != [(self.number, number) for number in range(1, len(places) + 1)]:
-            raise ValueError("the epochs are out of order, or belong to another network")
-        if len(places) > self.recipe.epochs:
-            raise ValueError(f"{len(places)} epochs are too many")
-        self._check_tensors(tensors)
-        self.best = {name: value.to(self.device) for name, value in below("best.", tensors).items()}
-        if self.is_finished():
-            return
-        self.model.load_state_dict(below("model.", tensors))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in below("optimizer.", tensors).items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.scheduler = self._scheduler(len(self.history) * self.steps)
-
-    def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Raises an error if `tensors` cannot be the tensors of a state of this network."""
-        weights = {name: value.shape for name, value in self.model.state_dict().items()}
-        shapes = {f"best.{name}": shape for name, shape in weights.items()}
-        if not self.is_finished():
-            shapes |= {f"model.{name}": shape for name, shape in weights.items()}
-            for index, parameter in enumerate(self.model.parameters()):
-                shapes |= {
-                    f"optimizer.{index}.step": torch.Size(),
-                    f"optimizer.{index}.exp_avg": parameter.shape,
-                    f"optimizer.{index}.exp_avg_sq": parameter.shape,
-                }
-        if {name: value.shape for name, value in tensors.items()} != shapes:
-            raise ValueError("the tensors have the wrong names or shapes")
-        for name, value in tensors.items():
-            if value.dtype != torch.float32 or not value.isfinite().all():
-                raise ValueError(f"{name} is not float32, or not finite")
-
-    def _scheduler(self, steps: int) -> LRScheduler | None:
-        """Returns the learning-rate schedule, advanced by `steps`; None if the rate is constant."""
+    def _scheduler(self) -> LRScheduler | None:
+        """Returns the learning-rate schedule, or None if the rate is constant."""
         if self.recipe.schedule == "constant":
             return None
         return OneCycleLR(
@@ -240,7 +175,6 @@ class _Member:
             self.recipe.lr,
             total_steps=self.recipe.epochs * self.steps,
             cycle_momentum=False,
-            last_epoch=steps - 1,
         )
 
     def _drawn(self, purpose: str) -> int:
@@ -258,7 +192,6 @@ def fit(
     rnn_class: type[nn.RNN] = FusedRNN,
     progress: bool = False,
     report: Callable[[Epoch], None] | None = None,
-    state: StateFile | None = None,
 ) -> Fit:
     """Trains one or more networks, and keeps the weights of each network's best epoch.
 
@@ -277,13 +210,10 @@ def fit(
         rnn_class: `FusedRNN`, or `torch.nn.RNN` for comparison.
         progress: whether to show a progress bar, which needs tqdm, if standard error is a terminal.
         report: a function that is called with the results of each epoch when the epoch ends.
-        state: the file to which the state is written after each epoch. If `StateFile.read` has read
-            the file, training resumes from its state.
 
     Raises:
         RuntimeError: the loss became infinite or NaN.
-        InputError: the recipe's model is invalid or could not be loaded again from a file, or the
-            state does not belong to this training run.
+        InputError: the recipe's model is invalid or could not be loaded again from a file.
         ModuleNotFoundError: progress is true and tqdm is not installed.
     """
     device = torch.device(device)
@@ -293,17 +223,8 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for number in range(1, recipe.members + 1):
             member = _Member(split, recipe, seed, number, device, rnn_class)
-            if state is not None and (kept := state.of_member(number)) is not None:
-                try:
-                    member.restore(*kept)
-                except (KeyError, TypeError, ValueError) as error:
-                    raise InputError(
-                        f"{state.path}: not the state of this training run ({error})"
-                    ) from error
-            while not member.is_finished():
+            for _ in range(recipe.epochs):
                 epoch = member.run_epoch(progress)
-                if state is not None and member.rank == 0:
-                    state.write(number, *member.state())
                 if report is not None:
                     report(epoch)
             history += member.history

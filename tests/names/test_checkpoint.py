@@ -106,11 +106,13 @@ def test_values_that_are_too_large_are_not_saved(trained, tmp_path, junk):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_too_large_is_not_written(tmp_path):
+def test_a_file_that_is_too_large_is_not_written(tmp_path, monkeypatch):
     tensors = {"a": torch.ones(250)}
-    tensor_files.write_tensors(tmp_path / "new", "kind", tensors, {}, max_bytes=2000)
+    monkeypatch.setattr(tensor_files, "MAX_BYTES", 2000)
+    tensor_files.write_tensors(tmp_path / "new", "kind", tensors, {})
+    monkeypatch.setattr(tensor_files, "MAX_BYTES", 1000)
     with pytest.raises(InputError, match=r" bytes would be too large to be read again$"):
-        tensor_files.write_tensors(tmp_path / "new", "kind", tensors, {}, max_bytes=1000)
+        tensor_files.write_tensors(tmp_path / "new", "kind", tensors, {})
 
 
 def test_the_limits_allow_large_valid_checkpoints(tmp_path):

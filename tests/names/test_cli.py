@@ -140,7 +140,7 @@ def test_without_a_home_folder_commands_require_paths(homeless, run, fails, fold
 def test_invalid_input_is_reported_in_one_line(fails, folder, tmp_path, offline):
     bad, none, path = (tmp_path / name for name in ("bad", "none", "path"))
     bad.write_bytes(b"PK")
-    (tmp_path / "path.state").mkdir()
+    path.mkdir()
     save_to = ["train", "--data", folder, "--checkpoint"]
     for argv, code, message in (
         (["train", "--data", none], 2, f"{none}: there is no such folder or file"),
@@ -151,7 +151,7 @@ def test_invalid_input_is_reported_in_one_line(fails, folder, tmp_path, offline)
         # An unusable --checkpoint path is reported before training starts.
         ([*save_to, tmp_path], 2, f"{tmp_path}: not a regular file"),
         ([*save_to, bad / "model"], 1, "[Errno "),
-        ([*save_to, path], 2, f"{path}.state: not a regular file"),
+        ([*save_to, path], 2, f"{path}: not a regular file"),
     ):
         assert fails(*argv, code=code).startswith(message)
 
@@ -205,8 +205,8 @@ def test_version_prints_the_package_version(capsys):
 
 # Options without a default. They have no effect unless they are given.
 WITHOUT_DEFAULT = {
-    *("--allowed-host", "--figures", "--force", "--help", "--input", "--json"),
-    *("--no-header", "--no-ngrams", "--no-sample", "--report", "--resume", "--teacher"),
+    *("--figures", "--force", "--help", "--input", "--json"),
+    *("--no-header", "--no-ngrams", "--no-sample", "--report", "--teacher"),
 }
 
 

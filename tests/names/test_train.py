@@ -48,18 +48,11 @@ def test_training_on_the_sample_does_not_replace_a_real_model(
     assert SAMPLE not in run("predict", "Kim", "--checkpoint", path)[1]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("model", b""),
-        ("model", b"my thesis"),
-        ("model.state", b"my thesis"),
-    ],
-)
+@pytest.mark.parametrize("content", [b"", b"my thesis"])
 def test_a_file_of_another_kind_is_neither_replaced_nor_removed(
-    run, fails, folder, tmp_path, name, content
+    run, fails, folder, tmp_path, content
 ):
-    path = tmp_path / name
+    path = tmp_path / "model"
     path.write_bytes(content)
     options = ("train", "--data", folder, *ONCE, "--checkpoint", tmp_path / "model")
     message = fails(*options)
@@ -77,7 +70,6 @@ def test_a_file_of_another_kind_is_neither_replaced_nor_removed(
         (["--data", "~/names.zip", "--checkpoint", "names.zip"], "--checkpoint", "--data"),
         (["--checkpoint", "names/Irish.txt"], "--checkpoint", "NAMERNN_FAST_DATA"),
         (["--teacher", "model", "--checkpoint", "./model"], "--checkpoint", "--teacher"),
-        (["--teacher", "model.state", "--checkpoint", "model"], "the state", "--teacher"),
         (["--checkpoint", pretrained_checkpoint()], "--checkpoint", "predict without options"),
     ],
 )
@@ -87,7 +79,7 @@ def test_training_does_not_overwrite_its_inputs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NAMERNN_FAST_DATA", "names")
-    for name in ("names.zip", "model", "model.state"):
+    for name in ("names.zip", "model"):
         (tmp_path / name).write_text(name)
     monkeypatch.setattr(train.options, "load_data", None)  # the data must not be read
     before = contents(tmp_path)
@@ -100,124 +92,31 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def interrupt_after(epochs, monkeypatch):
-    """Simulates Ctrl-C after `epochs` epochs have been reported."""
-    reporter = train._reporter
+def test_an_interrupted_training_leaves_no_file(run, folder, cache, monkeypatch):
+    def interrupt(epoch):
+        raise KeyboardInterrupt
 
-    def interrupting(recipe):
-        reported = []
-
-        def report(epoch):
-            reporter(recipe)(epoch)
-            reported.append(epoch)
-            if len(reported) == epochs:
-                raise KeyboardInterrupt
-
-        return report
-
-    monkeypatch.setattr(train, "_reporter", interrupting)
+    monkeypatch.setattr(train, "_reporter", lambda recipe: interrupt)
+    assert run("train", "--data", folder, *ONCE, code=130)[1] == f"{PROGRAM}: interrupted\n"
+    assert not cache.exists() or not contents(cache)
 
 
-def test_an_interrupted_training_is_resumed(run, fails, folder, make_data, cache, monkeypatch):
-    path = cache / "names.safetensors"
-    options = ("train", "--data", folder, "--epochs", 2, "--members", 2, *SMALL)
-    run(*options)
-    whole = load_checkpoint(path)
-    path.unlink()
-    with monkeypatch.context() as patch:
-        interrupt_after(3, patch)
-        out, err = run(*options, code=130)
-    assert out.splitlines()[-1].startswith("network 2 of 2, epoch 1: ")
-    advice = "run the same command with --resume to continue after the last whole epoch"
-    assert err == f"{PROGRAM}: interrupted; {advice}\n"
-    assert [each.name for each in cache.iterdir()] == ["names.safetensors.state"]
-
-    more = make_data("more")
-    (more / "Polish.txt").write_text("Nowak\nKowalski\nLis\n")
-    for option, value, difference in (
-        ("--seed", 1, "seed 0, not 1"),
-        ("--lr", 0.5, "recipe lr 0.003, not 0.5"),
-        ("--split-seed", 1, "split '"),
-        ("--data", more, "data '"),
-    ):
-        message = fails(*options, "--resume", option, value)
-        started = f"{path}.state: the unfinished training was started with {difference}"
-        assert message.startswith(started)
-        needed = "; --resume needs the same data and options as the interrupted command"
-        assert message.endswith(needed)
-
-    out, err = run(*options, "--resume")
-    assert err == ""
-    assert [line.split(":")[0] for line in out.splitlines()[1:-3]] == ["network 2 of 2, epoch 2"]
-    assert [each.name for each in cache.iterdir()] == ["names.safetensors"]
-    resumed = load_checkpoint(path)
-    expected = whole.model.state_dict()
-    torch.testing.assert_close(resumed.model.state_dict(), expected, rtol=0, atol=0)
-    said = f"{path}.state: there is no unfinished training to resume"
-    assert fails(*options, "--resume") == said
-
-
-WARNING = (
-    "the state of the training could not be written ([Errno 28] No space left on device); "
-    "training continues"
-)
-FULL = f"{PROGRAM}: error: [Errno 28] No space left on device"
-
-
-@contextmanager
-def full(monkeypatch, kind=""):
-    """Simulates a full disk for each file whose name ends in `kind`."""
+def test_a_full_disk_is_reported_and_leaves_no_file(run, folder, cache, monkeypatch):
     replacing = tensor_files.replacing
 
     @contextmanager
     def half(path):
         with replacing(path) as file:
             yield file
-            if path.name.endswith(kind):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(tensor_files, "replacing", half)
-        yield
-
-
-def test_training_can_be_resumed_after_a_full_disk(run, folder, cache, monkeypatch):
-    path = cache / "names.safetensors"
-    options = ("train", "--data", folder, "--epochs", 2, *SMALL)
-    with monkeypatch.context() as patch:
-        interrupt_after(1, patch)
-        run(*options, code=130)
-        replaced = f"{path}.state: replacing an interrupted training; --resume "
-        assert run(*options, code=130)[1].startswith(replaced)
-    before = contents(cache)
-    promise = f"{FULL}; after freeing disk space, --resume saves the model"
-    with full(monkeypatch):
-        err = run(*options, "--resume", code=1)[1]
-    assert err.splitlines() == [WARNING, promise]
-    assert contents(cache) == before
-    with full(monkeypatch, ".safetensors"):
-        err = run(*options, "--resume", code=1)[1]
-    assert err.splitlines() == [promise]
-    assert not path.exists()
-    out, err = run(*options, "--resume")
-    assert err == ""
-    assert out.splitlines()[1] == f"saved {path}"
-    assert [*contents(cache)] == [path]
+    monkeypatch.setattr(tensor_files, "replacing", half)
+    err = run("train", "--data", folder, *ONCE, code=1)[1]
+    assert err == f"{PROGRAM}: error: [Errno 28] No space left on device\n"
+    assert not contents(cache)
 
 
-def test_training_continues_if_its_state_cannot_be_written(run, folder, cache, monkeypatch):
-    options = ("train", "--data", folder, "--epochs", 2, *SMALL)
-    with full(monkeypatch, ".state"):
-        err = run(*options)[1]
-    assert err.splitlines() == [WARNING] * 2
-    assert [*contents(cache)] == [cache / "names.safetensors"]
-    with full(monkeypatch):
-        err = run(*options, code=1)[1]
-    # No state was saved, so the error must not suggest --resume.
-    assert err.splitlines() == [WARNING, WARNING, FULL]
-
-
-def test_a_teacher_must_match_the_split_and_the_state(run, fails, folder, tmp_path, monkeypatch):
+def test_a_teacher_must_match_the_split(run, fails, folder, tmp_path):
     command = ("train", "--data", folder, *SMALL, "--checkpoint")
     small, *teachers = (tmp_path / name for name in ("small", "teacher 0", "teacher 1"))
     reading = ("--ngrams", "--pooling", "last+mean+max")
@@ -225,12 +124,7 @@ def test_a_teacher_must_match_the_split_and_the_state(run, fails, folder, tmp_pa
         run(*command, path, "--epochs", 1, "--seed", seed, *reading)
     assert load_checkpoint(teachers[0]).model.config["ngrams"]
     lesson = (*command, small, "--recipe", "distilled", "--epochs", 2, "--made-up", 20, "--teacher")
-    with monkeypatch.context() as patch:
-        interrupt_after(1, patch)
-        run(*lesson, teachers[0], code=130)
-    message = fails(*lesson, teachers[1], "--resume")
-    assert "the unfinished training was started with teacher '" in message
-    run(*lesson, teachers[0], "--resume")
+    run(*lesson, teachers[0])
     record = load_checkpoint(small).info["split"]
     assert record["made_up"] == 20
     assert record["teacher"] == hashlib.sha256(teachers[0].read_bytes()).hexdigest()

@@ -33,7 +33,6 @@ from ..distillation import MADE_UP, distilled
 from ..files import Used, cache_folder, check_no_overwrite, check_replaceable, require
 from ..model import POOLINGS, NameClassifier
 from ..recipes import DESCRIPTIONS, RECIPES, SCHEDULES, Recipe
-from ..resuming import StateFile, check_is_state
 from ..splitting import Split
 from ..steps import process
 from ..text import InputError, escaped
@@ -88,16 +87,10 @@ def add_parser(commands: Any) -> None:
         help="the seed of the initial weights, the order of names and the dropout",
     )
     parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted training after its last whole epoch; the other options must "
-        "be the same",
-    )
-    parser.add_argument(
         "--force",
         action="store_true",
         help="replace a model of real data by a model of the sample, or replace a file that is not "
-        "a model or not the state of a training",
+        "a model",
     )
     group = parser.add_argument_group("recipe", "how to train; options replace values of --recipe")
     recipes = "; ".join(f"{name}: {text}" for name, text in DESCRIPTIONS.items())
@@ -142,8 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
     require("safetensors")
     recipe = _recipe(arguments)
     target: Path = arguments.checkpoint or cache_folder() / "names.safetensors"
-    state_path = target.with_name(f"{target.name}.state")
-    _check_inputs_kept(target, state_path, arguments)
+    _check_inputs_kept(target, arguments)
     with _processes(arguments):
         first = process()[0] == 0
         data = _data(arguments)
@@ -158,27 +150,19 @@ def run(arguments: argparse.Namespace) -> None:
         _check_processes_agree(parts)
         if teacher is not None:
             parts = _taught(parts, teacher, arguments)
-        state = _state(state_path, arguments, parts, recipe)
         if first:
             print(_description(parts), flush=True)
-        try:
-            fitted = fit(
-                parts,
-                recipe,
-                seed=arguments.seed,
-                device=arguments.device,
-                rnn_class=options.RNN_CLASSES[arguments.rnn],
-                progress=True,
-                report=_reporter(recipe) if first else None,
-                state=state,
-            )
-        except KeyboardInterrupt:
-            if first and state.is_kept:
-                hint = "run the same command with --resume to continue after the last whole epoch"
-                raise KeyboardInterrupt(hint) from None
-            raise
+        fitted = fit(
+            parts,
+            recipe,
+            seed=arguments.seed,
+            device=arguments.device,
+            rnn_class=options.RNN_CLASSES[arguments.rnn],
+            progress=True,
+            report=_reporter(recipe) if first else None,
+        )
         if first:
-            _save(target, fitted, state)
+            _save(target, fitted)
 
 
 def _target(text: str) -> Path:
@@ -190,14 +174,12 @@ def _target(text: str) -> Path:
     return options.path(text)
 
 
-def _check_inputs_kept(target: Path, state_path: Path, arguments: argparse.Namespace) -> None:
-    """Raises an error if the model or the training state would overwrite an input."""
+def _check_inputs_kept(target: Path, arguments: argparse.Namespace) -> None:
+    """Raises an error if the model would overwrite an input."""
     inputs: list[Used] = [("predict without options", pretrained_checkpoint())]
     if arguments.teacher is not None:
         inputs.append(("--teacher", arguments.teacher))
-    state_title = "the state of the training beside --checkpoint"
-    outputs = [("--checkpoint", target), (state_title, state_path)]
-    check_no_overwrite(outputs, [*inputs, *options.data_files(arguments)])
+    check_no_overwrite([("--checkpoint", target)], [*inputs, *options.data_files(arguments)])
 
 
 def _data(arguments: argparse.Namespace) -> NamesData:
@@ -279,41 +261,8 @@ def _description(parts: Split) -> str:
     )
 
 
-def _state(
-    state_path: Path, arguments: argparse.Namespace, parts: Split, recipe: Recipe
-) -> StateFile:
-    """Returns the file of the training state; reads it if training is to resume."""
-    check_replaceable(state_path)
-    identity = {
-        "recipe": recipe.values(),
-        "seed": arguments.seed,
-        "split": parts.info["sha256"],
-        "data": parts.info["data"]["sha256"],
-        "folding": parts.folding.version,
-        "made-up names": parts.info.get("made_up", 0),
-        "teacher": parts.info.get("teacher"),
-    }
-    state = StateFile(state_path, identity)
-    if arguments.resume:
-        state.read()
-    elif state_path.exists():
-        if not arguments.force:
-            check_is_state(state_path)
-        if process()[0] == 0:
-            options.say(
-                f"{state_path}: replacing an interrupted training; --resume would have continued it"
-            )
-    return state
-
-
-def _save(target: Path, fitted: Fit, state: StateFile) -> None:
-    try:
-        save_checkpoint(target, fitted.checkpoint)
-    except OSError as error:
-        if not state.is_kept:
-            raise
-        raise OSError(f"{error}; after freeing disk space, --resume saves the model") from error
-    state.remove()
+def _save(target: Path, fitted: Fit) -> None:
+    save_checkpoint(target, fitted.checkpoint)
     print(f"saved {escaped(str(target))}")
     path = escaped(shlex.quote(str(target.absolute())))
     print("predict uses the pretrained model unless this one is named:")
