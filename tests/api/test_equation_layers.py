@@ -93,17 +93,24 @@ def test_all_modules_compute_what_the_layer_computes(cell, dtype, path):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_step_modules_compute_the_first_step_of_a_layer(cell, path):
-    layer, step = EVERY[cell].layer(3, 8), EVERY[cell].step_module(3, 8)
+def test_step_modules_compute_the_first_step_of_a_layer(cell, path, fused_steps):
+    options = {"heads": 2} if EVERY[cell].cell.can_have_heads else {}
+    layer, step = (make(3, 8, **options) for make in (EVERY[cell].layer, EVERY[cell].step_module))
     step.load_state_dict({n.removesuffix("_l0"): w for n, w in layer.state_dict().items()})
     x, inputs = torch.randn(1, 2, 3), inputs_of(cell, 1, 2)
     hx = EVERY[cell].states(torch.randn, 1, 2, 8)
     wanted = [*tensors_in(layer(x, hx, **inputs)[1])]
     of_step = {name: value[0] for name, value in inputs.items()}
+    arguments = x[0], map_states(hx, lambda state: state[0])
     with torch.no_grad():
         for module in (step, step.prepare()):
-            states = module(x[0], map_states(hx, lambda state: state[0]), **of_step)
+            states = module(*arguments, **of_step)
             torch.testing.assert_close([*tensors_in(states)], [state[0] for state in wanted])
+    grads = [
+        torch.autograd.grad(sum(state.square().sum() for state in states), [*module.parameters()])
+        for states, module in ((wanted, layer), (tensors_in(step(*arguments, **of_step)), step))
+    ]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
     assert "EquationCell" in repr(step)
     assert EVERY[cell].cell.name in repr(step)
 

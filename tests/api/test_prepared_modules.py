@@ -523,6 +523,9 @@ def test_restore_rnn_restores_tied_parameters(kind, change):
     torch.testing.assert_close(restored.tokens.embedding.weight + 1, restored.decoder.weight)
     assert restored.second.weight_hh_l0 is not restored.first.weight_hh_l0
     assert restored.first.weight_hh_l0 is restored.tokens.rnn.weight_hh_l0
+    prepare_rnn(model := Tied(kind))
+    model.decoder.double()  # equal values of another dtype
+    assert restore_rnn(model).decoder.weight.dtype == torch.float64
 
 
 @pytest.mark.drop_in

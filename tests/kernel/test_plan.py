@@ -2,7 +2,9 @@
 
 import pytest
 from cases import CELLS
+from kinds import KINDS
 
+from namernn_fast.nn.inference import direct
 from namernn_fast.ops import cpu_plan
 
 SHAPES = [  # input_size, hidden_size, seq_len, batch
@@ -91,3 +93,31 @@ def test_layers_too_small_to_divide_run_concurrently():
     assert cpu_plan([1] * 500, 64, 64, 1, num_layers=6).layers == 1
     assert cpu_plan([1] * 16, 64, 64, 8, num_layers=6).layers == 1
     assert cpu_plan([512] * 500, 64, 64, 2, num_layers=2).layers == 1
+
+
+AMD, INTEL = ("avx512", "avx512_bf16"), ("avx512", "amx")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "cell", "batch", "hidden_size", "skips_dispatcher", "expected"),
+    [
+        (AMD, "gru", 16, 4096, True, True),
+        (AMD, "gru", 17, 128, True, True),
+        (AMD, "gru", 17, 129, True, False),
+        (AMD, "gru", 2, 512, False, True),
+        (AMD, "gru", 1, 4096, False, False),
+        (AMD, "gru", 2, 128, False, False),
+        (AMD, "rnn", 8, 4096, False, False),
+        (INTEL, "gru", 8, 512, False, True),
+        (INTEL, "gru", 17, 512, False, False),
+        (INTEL, "gru", 8, 511, False, False),
+        (("baseline", "baseline"), "gru", 8, 512, True, False),
+    ],
+)
+def test_single_steps_run_the_kernel_where_it_is_faster(
+    kernels, cell, batch, hidden_size, skips_dispatcher, expected, monkeypatch
+):
+    monkeypatch.setattr(direct, "KERNEL", kernels[0])
+    monkeypatch.setattr(direct, "BFLOAT16_KERNEL", kernels[1])
+    sizes = KINDS[cell].cell, batch, hidden_size, hidden_size
+    assert direct.is_faster(*sizes, skips_dispatcher=skips_dispatcher) == expected
