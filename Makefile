@@ -82,7 +82,7 @@ test/short: $(VENV)/with-test
 test/fuzz: $(VENV)/with-test
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/kernel/test_fuzz.py
 
-test-all: test/short ## runs all tests, including covering arrays of strength 3, wheels, browsers
+test-all: test/short ## runs all tests, including covering arrays of strength 3, wheels
 	$(PYTEST) -m slow
 
 check: $(VENV)/with-test $(VENV)/with-check ## checks style, formatting, types, imports, workflows

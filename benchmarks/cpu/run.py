@@ -14,7 +14,6 @@ from benchmarks.harness import pages
 from benchmarks.harness.paths import ROOT, SCRATCH
 
 PROGRAMS = ("cpu.grid", "names.classifier")
-PROGRAMS_OF_RECORDS = ("cpu.steps",)
 
 
 def failures(name: str, *arguments: str) -> list[str]:
@@ -36,7 +35,7 @@ def main() -> None:
     if not options.record and not options.quick:
         print("Timing the layers, then the names classifier: about two minutes", flush=True)
     wrong = failures(PROGRAMS[0], f"--seconds={options.seconds}", *also)
-    for name in PROGRAMS[1:] + PROGRAMS_OF_RECORDS * bool(options.record):
+    for name in PROGRAMS[1:]:
         wrong += failures(name, *also)
     # Times the grid again in another process, after other programs.
     if options.record and not wrong:

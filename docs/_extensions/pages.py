@@ -9,6 +9,9 @@ from docutils import nodes
 from nbformat import NotebookNode, v4
 from sphinx.application import Sphinx
 
+from benchmarks.harness.paths import RESULTS
+from benchmarks.report.sections import built
+
 # Files outside docs that are also pages of the site. Links use the file names, so that the links
 # work in a checkout.
 PAGES = {
@@ -45,10 +48,15 @@ def read_program(text: str) -> NotebookNode:
 
 
 def fill_tables(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Fills the sections of pages that show recorded benchmarks."""
-    from benchmarks.report.sections import built
+    """Fills the sections of pages that show recorded benchmarks.
 
-    source[0] = built(docname, source[0])
+    Such a page depends on the records, so that an incremental build shows the latest ones.
+    """
+    filled = built(docname, source[0])
+    if filled != source[0]:
+        source[0] = filled
+        for path in sorted(RESULTS.rglob("*.json")):
+            app.env.note_dependency(str(path))
 
 
 def link_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -351,11 +351,10 @@ def _read_batch_sizes(batch_sizes: Tensor, input: Tensor) -> SequenceLayout:
     if transfers.is_capturing(input.device):  # a replay would read the memory of the CPU again
         runs = [(size, len([*steps])) for size, steps in itertools.groupby(sizes)]
         parts = [torch.full((steps,), size, device=input.device) for size, steps in runs]
-        table = _starts_and_lengths(torch.cat(parts), B)
-    else:
-        table = _starts_and_lengths(batch_sizes, B)
-        if input.is_cuda:
-            table = transfers.to_gpu(table, input.device, "batch_sizes")
+        batch_sizes = torch.cat(parts)
+    table = _starts_and_lengths(batch_sizes, B)
+    if table.device != input.device:
+        table = transfers.to_gpu(table, input.device, "batch_sizes")
     starts, lengths = table.split([T, B])
     return SequenceLayout(
         T=T, B=B, N=N, time_stride=0, batch_stride=1, lengths=lengths, starts=starts

@@ -223,7 +223,7 @@ def load_checkpoint(
             f"{path}: not a checkpoint that this version can read ({error})"
         ) from error
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    weights, _ = read_tensors(path, KIND, {**shapes, _TABLE: (SYMBOLS,) * 3})
+    weights = read_tensors(path, KIND, {**shapes, _TABLE: (SYMBOLS,) * 3})
     _check_weights(path, weights)
     weights = {name: value.float() for name, value in weights.items()}
     unusualness = Unusualness(weights.pop(_TABLE), longest)

@@ -65,24 +65,24 @@ def read_values(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
 def read_tensors(
     path: str | os.PathLike[str],
     kind: str,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads the tensors and the plain values of a file.
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Tensor]:
+    """Reads the tensors of a file.
 
     Args:
         path: the path of the file.
         kind: the kind that the file must have.
         shapes: maps the names of the tensors that the file must contain to their shapes. Both are
-            checked before any tensor is read. None accepts any tensors.
+            checked before any tensor is read.
 
     Raises:
         InputError: there is no regular file at `path`, or the file is too large, is of another kind
             or does not contain exactly these tensors.
         OSError: the file could not be read.
     """
-    with _opened(path, kind) as (file, values):
+    with _opened(path, kind) as (file, _):
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if shapes is not None and found != dict(shapes):
+        if found != dict(shapes):
             odd = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name))
             raise InputError(
                 f"{path}: the tensor {odd[0]!r:.100} has the shape {found.get(odd[0])}, "
@@ -90,7 +90,7 @@ def read_tensors(
             )
         # Copy the tensors, because the library maps the file into memory: truncating the file would
         # crash the process, and unaligned weights would change the last bits of results.
-        return {name: file.get_tensor(name).clone() for name in found}, values
+        return {name: file.get_tensor(name).clone() for name in found}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from kinds import needs_extension
+from kinds import KINDS, TRIED_EQUATIONS, needs_extension
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -31,7 +31,9 @@ class Loop:
 
     def __init__(self, kind, dtype=torch.float64, batch=B, features=D, hidden=H, bias=True):
         torch.manual_seed(0)
-        self.kind, self.module = kind, kind.step_module(features, hidden, bias, dtype=dtype)
+        heads = {"heads": 2} if kind.cell.can_have_heads else {}
+        self.kind = kind
+        self.module = kind.step_module(features, hidden, bias, dtype=dtype, **heads)
 
         def drawn(*size):
             return torch.randn(*size, dtype=dtype, requires_grad=True)
@@ -87,6 +89,7 @@ def gradient_functions(tensor):
     return {node.name() for node in found}
 
 
+@pytest.mark.kinds(*KINDS, *TRIED_EQUATIONS, "slstm")
 @pytest.mark.parametrize("bias", [True, False])
 def test_loops_have_the_results_and_gradients_of_single_steps(kind, bias):
     loop = Loop(kind, bias=bias)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 from torch.utils._pytree import tree_map_only
 
 from namernn_fast import FusedLeakyRNN, FusedLSTM, FusedRNN, names
@@ -29,7 +30,7 @@ NEEDS = {
     "onnx_export": ("onnxscript", "onnxruntime"),
     "ensemble": (),
     "privacy": ("opacus",),
-    "serve_names": ("starlette",),
+    "serve_names": ("starlette", "uvicorn"),
     "score_table": ("ray.data", "safetensors"),
     "train_torchrun": (),
 }
@@ -243,10 +244,9 @@ def test_requests_that_arrive_while_the_model_runs_share_a_call():
 
 
 def test_the_service_answers_with_languages_or_says_which_name_is_wrong():
-    client = pytest.importorskip("starlette.testclient")
     example = runpy.run_path(str(EXAMPLES / "serve_names.py"))
     predictor = names.load()
-    with client.TestClient(example["application"](predictor)) as asking:
+    with TestClient(example["application"](predictor)) as asking:
         answer = asking.get("/?name=Nguyen&name=Rossi")
         wrong = asking.get("/?name=Nguyen&name=李")
         nothing = asking.get("/")

@@ -50,7 +50,7 @@ def launches_of(cell, hidden_size):
     return found
 
 
-TYPES = {torch.float32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8", torch.bool: "*i1"}
+TYPES = {torch.float32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8"}
 
 
 def compiled(cell, name, arch, hidden_size):
